@@ -1,0 +1,19 @@
+//! All built-in plugins, by name: the table of contents of the product.
+
+use bk_core::plugin::Registry;
+
+/// Every plugin that this program was built with.
+pub fn registry() -> Registry {
+    Registry {
+        sources: vec![
+            #[cfg(feature = "caddy")]
+            bk_sources::caddy::plugin(),
+            #[cfg(feature = "files")]
+            bk_sources::files::plugin(),
+        ],
+        sinks: vec![
+            #[cfg(feature = "local")]
+            bk_sinks::local::plugin(),
+        ],
+    }
+}

@@ -1,0 +1,115 @@
+//! `bk backup`
+
+use super::{print_json, say_causes, say_warnings};
+use crate::args::{BackupArgs, Global};
+use crate::output::{self, bytes, count, rate, say, seconds};
+use bk_core::backup::{Backup, Limits, archive_name, draw_id};
+use bk_core::config::{Config, SourceInstance};
+use bk_core::context::Context;
+use bk_core::error::{Result, not_found, settings};
+use bk_core::lock::RunLock;
+use bk_core::manifest::State;
+use bk_core::plan::BackupPlan;
+use bk_core::report::{BackupReport, Cause, SinkReport, SourceReport};
+
+pub async fn run(cx: &Context, config: &Config, args: &BackupArgs, global: &Global) -> Result<Vec<Cause>> {
+    let sources = chosen(config, args)?;
+    let created = cx.clock.now();
+    let plan = BackupPlan {
+        id: draw_id()?,
+        created,
+        name: archive_name(&config.archive, created),
+        label: args.label.clone(),
+        pin: args.pin,
+        not_backed_up: config.not_enabled.clone(),
+    };
+    if args.dry_run {
+        print_plan(config, &sources, &plan);
+        return Ok(Vec::new());
+    }
+    let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
+    let backup = Backup { settings: &config.archive, sources: &sources, sinks: &config.sinks, plan, limits: Limits::default() };
+    let report = backup.run(cx).await;
+    if global.json {
+        print_json(&report);
+    } else {
+        print(&report);
+    }
+    say_warnings(&report.warnings);
+    say_causes(&report.causes);
+    Ok(report.causes)
+}
+
+fn chosen(config: &Config, args: &BackupArgs) -> Result<Vec<SourceInstance>> {
+    for name in args.only.iter().chain(&args.exclude) {
+        if !config.sources.iter().any(|s| s.name == *name) {
+            let near = bk_core::selector::nearest(name, config.sources.iter().map(|s| s.name.as_str()));
+            return Err(not_found(format!("there is no source `{name}`")).hint(format!("the nearest names: {}", near.join(", "))));
+        }
+    }
+    let takes = |s: &&SourceInstance| (args.only.is_empty() || args.only.contains(&s.name)) && !args.exclude.contains(&s.name);
+    let sources: Vec<_> = config.sources.iter().filter(takes).cloned().collect();
+    if sources.is_empty() {
+        return Err(settings("no source is set and enabled").hint("add a [source.NAME] table, and its plugin to `plugins`"));
+    }
+    Ok(sources)
+}
+
+fn print_plan(config: &Config, sources: &[SourceInstance], plan: &BackupPlan) {
+    output::data(&format!("would write {} of site {}, from {}", plan.name.plain(), config.archive.site, config.path.display()));
+    for source in sources {
+        output::data(&format!("  from {} ({})", source.name, source.plugin));
+    }
+    for sink in &config.sinks {
+        output::data(&format!("  to   {} ({})", sink.name, sink.plugin));
+    }
+    for name in &plan.not_backed_up {
+        output::data(&format!("  not backed up: {name}, its plugin is not enabled"));
+    }
+}
+
+fn print(report: &BackupReport) {
+    report.sources.iter().for_each(print_source);
+    let published = report.sinks.iter().any(|s| s.published.is_some());
+    if published {
+        let milliseconds = (report.finished.as_millisecond() - report.started.as_millisecond()).max(1) as u64;
+        let ratio = report.raw_bytes as f64 / report.bytes.max(1) as f64;
+        let state = if report.complete { "whole" } else { "PARTIAL" };
+        let between = if report.sources.len() > 1 { format!(", {} ms between sources", report.skew_ms) } else { String::new() };
+        say(&format!("  {}   {}   {ratio:.1} : 1   {}   {state}{between}", report.name, bytes(report.bytes), rate(report.raw_bytes, milliseconds)));
+    }
+    report.sinks.iter().for_each(print_sink);
+    for name in &report.not_backed_up {
+        say(&format!("  not backed up: {name}, its plugin is not enabled"));
+    }
+}
+
+fn print_source(source: &SourceReport) {
+    let t = &source.totals;
+    let state = match source.state {
+        State::Whole => String::new(),
+        State::Partial => format!("   PARTIAL, {} failed", count(t.failed, "unit")),
+        State::Failed => "   FAILED".into(),
+    };
+    let at = source.position.as_ref().map(|p| format!("   at {p}")).unwrap_or_default();
+    let what = format!("{} · {}", count(t.units, "unit"), count(t.members, "member"));
+    say(&format!("  {:10} {what:30} {:>9}   {:>7}{at}{state}", source.name, bytes(t.bytes), seconds(source.milliseconds)));
+    for failed in &source.failed {
+        say(&format!("             failed: {}/{}: {}", failed.group, failed.name, failed.why));
+    }
+    for warning in &source.warnings {
+        say(&format!("             warning: {warning}"));
+    }
+}
+
+fn print_sink(sink: &SinkReport) {
+    let outcome = match (&sink.published, &sink.error) {
+        (_, Some(error)) => format!("FAILED: {error}"),
+        (Some((name, version)), None) => format!("{name}  version {version}  verified"),
+        (None, None) => "nothing published".into(),
+    };
+    say(&format!("    {:8} {}   {outcome}", sink.name, sink.describe));
+    for line in &sink.pruned {
+        say(&format!("             {line}"));
+    }
+}

@@ -1,0 +1,38 @@
+//! `bk pin` and `bk unpin`
+
+use super::wish;
+use crate::args::PinArgs;
+use crate::output::say;
+use bk_core::catalog::Catalogue;
+use bk_core::config::Config;
+use bk_core::context::Context;
+use bk_core::error::Result;
+use bk_core::pins;
+use bk_core::report::Cause;
+use jiff::tz::TimeZone;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Set it.
+    Pin,
+    /// Take it away.
+    Unpin,
+}
+
+pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> Result<Vec<Cause>> {
+    let catalogue = Catalogue::read(cx, &config.sinks).await;
+    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let entries = catalogue.choose(&wish(&args.which, true), &zone)?;
+    for entry in entries {
+        let (Some(summary), sink) = (entry.summary(), config.sink(&entry.sink)?) else { continue };
+        let cx = cx.for_instance(&sink.name);
+        match what {
+            What::Pin => pins::pin(&cx, &sink.sink, &summary.id, &args.label).await?,
+            What::Unpin => pins::unpin(&cx, &sink.sink, &summary.id).await?,
+        }
+        let word = if what == What::Pin { "pinned" } else { "no longer pinned" };
+        say(&format!("  {} on {}: {word}", entry.stored.name, entry.sink));
+    }
+    Ok(Vec::new())
+}

@@ -1,0 +1,160 @@
+//! `bk restore`
+
+use super::{print_json, say_causes, say_warnings, wish};
+use crate::args::{ExistingArg, Global, RestoreArgs};
+use crate::output::{self, bytes, count, say, seconds};
+use bk_core::catalog::Catalogue;
+use bk_core::config::Config;
+use bk_core::context::Context;
+use bk_core::error::{Result, conflict, not_found};
+use bk_core::lock::RunLock;
+use bk_core::plan::{RestorePlan, Target};
+use bk_core::report::{Cause, RestoreReport};
+use bk_core::restore::{self, Request};
+use bk_core::selector::Selection;
+use bk_core::source::Existing;
+use std::io::{BufRead, IsTerminal, Write};
+
+pub async fn run(cx: &Context, config: &Config, args: RestoreArgs, global: &Global) -> Result<Vec<Cause>> {
+    if let Some(limit) = args.list_versions {
+        return list_versions(cx, config, &args, limit, global).await;
+    }
+    let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
+    if let Some(name) = &args.forget_unfinished {
+        restore::forget_unfinished(cx, config, name).await?;
+        say(&format!("the mark of the unfinished restore of `{name}` is gone"));
+        return Ok(Vec::new());
+    }
+    let request = Request {
+        wish: wish(&args.which, args.allow_partial),
+        file: args.file.clone(),
+        selection: Selection::parse(&args.only, &args.exclude)?,
+        into: args.into.clone(),
+        renamed: args.renamed.clone(),
+        existing: args.existing.map(existing),
+        no_verify_first: args.no_verify_first,
+        offline_ok: args.which.offline_ok,
+        standby: args.standby,
+        keep_setuid: args.keep_setuid,
+        outward_links: args.outward_links,
+    };
+    let prepared = restore::prepare(cx, config, request).await?;
+    if global.json && args.dry_run {
+        print_json(&prepared.plan);
+    } else {
+        print_plan(&prepared.plan);
+    }
+    if args.dry_run {
+        return Ok(Vec::new());
+    }
+    confirm(&args)?;
+    let report = prepared.run(cx).await;
+    if global.json {
+        print_json(&report);
+    } else {
+        print(&report);
+    }
+    say_warnings(&report.warnings);
+    say_causes(&report.causes);
+    if let Some(command) = &report.repeat {
+        say(&format!("to repeat only the rest: {command}"));
+    }
+    Ok(report.causes)
+}
+
+pub fn existing(arg: ExistingArg) -> Existing {
+    match arg {
+        ExistingArg::Refuse => Existing::Refuse,
+        ExistingArg::Merge => Existing::Merge,
+        ExistingArg::Replace => Existing::Replace,
+    }
+}
+
+async fn list_versions(cx: &Context, config: &Config, args: &RestoreArgs, limit: usize, global: &Global) -> Result<Vec<Cause>> {
+    let sinks = match &args.which.from {
+        Some(name) => vec![config.sink(name)?.clone()],
+        None => config.sinks.clone(),
+    };
+    let mut catalogue = Catalogue::read(cx, &sinks).await;
+    if let Some((sink, error)) = catalogue.failures.pop().filter(|_| !args.which.offline_ok) {
+        return Err(error.within(format!("could not list `{sink}`")).hint("name one sink with --from, or repeat with --offline-ok"));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut rows = Vec::new();
+    for (entry, summary) in catalogue.archives() {
+        if rows.len() < limit && seen.insert((summary.id.clone(), entry.version())) {
+            rows.push((entry.version(), summary.created));
+        }
+    }
+    if rows.is_empty() {
+        return Err(not_found("there is no archive of this site").hint("bk list --all"));
+    }
+    if global.json {
+        print_json(&rows);
+    } else {
+        rows.iter().for_each(|(version, created)| output::data(&format!("{version}  {created}")));
+    }
+    Ok(Vec::new())
+}
+
+fn print_plan(plan: &RestorePlan) {
+    let state = if plan.complete { "" } else { "  PARTIAL" };
+    say(&format!("  from {}  {}  version {}  made {} by {}{state}", plan.from, plan.name, plan.version, plan.created.strftime("%Y-%m-%d %H:%M:%S UTC"), plan.tool));
+    plan.targets.iter().for_each(print_target);
+    for name in &plan.without_source {
+        say(&format!("  {name:10} is in the archive, but no source here has that name"));
+    }
+    for (name, why) in &plan.skipped {
+        say(&format!("  skipped    {name} ({why})"));
+    }
+    say(&format!("  reads {} of {}, settings {}", bytes(plan.reads_bytes), bytes(plan.of_bytes), plan.settings));
+}
+
+fn print_target(target: &Target) {
+    let existing = match target.existing {
+        None => "what is there is merged or replaced as is usual for its kind",
+        Some(Existing::Refuse) => "nothing may be there",
+        Some(Existing::Merge) => "the archive wins, the rest stays",
+        Some(Existing::Replace) => "replaced: what the archive does not have is removed",
+    };
+    say(&format!("  {:10} {} · {}  to {}", target.source, count(target.units, "unit"), bytes(target.bytes), target.describe));
+    say(&format!("             {existing}"));
+    for into in &target.into {
+        say(&format!("             {into}"));
+    }
+    let named: Vec<_> = target.selected.iter().take(8).map(|s| s.unit.as_ref().map_or_else(|| s.group.clone(), |unit| format!("{}/{unit}", s.group))).collect();
+    let more = target.selected.len().saturating_sub(named.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    say(&format!("             {}{more}", named.join(", ")));
+}
+
+/// Asks on a terminal; elsewhere it needs `--yes`.
+fn confirm(args: &RestoreArgs) -> Result<()> {
+    if args.yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(conflict("nobody can be asked here, and this would overwrite things").hint("look at the plan above, then repeat with --yes"));
+    }
+    // The question goes where the plan went.
+    let _ = write!(std::io::stderr().lock(), "restore now? [y/N] ");
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    match read.map(|_| answer.trim().to_ascii_lowercase()) {
+        Ok(answer) if answer == "y" || answer == "yes" => Ok(()),
+        _ => Err(conflict("not confirmed, nothing was changed")),
+    }
+}
+
+fn print(report: &RestoreReport) {
+    for restored in &report.restored {
+        let what = format!("{} · {}", count(restored.units, "unit"), count(restored.members, "member"));
+        say(&format!("  {:10} {what:30} {:>9}   {:>7}   restored and counted", restored.name, bytes(restored.bytes), seconds(restored.milliseconds)));
+        for kept in &restored.kept {
+            say(&format!("             kept, not in the archive: {kept}"));
+        }
+    }
+    for healed in &report.healed {
+        say(&format!("  {healed}"));
+    }
+}

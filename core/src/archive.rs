@@ -1,0 +1,17 @@
+//! The archive "bk-xz/1": an ordinary `.tar.xz` that can be read from any place. `core/FORMAT.md` is the normative text.
+//!
+//! `xz` knows blocks and the container's frame, `tar` knows members, `format` the words inside; `lane` fills blocks, `pool` compresses
+//! them, `writer` puts them in order and sends them to the sinks; `tail` and `reader` get everything back. Nothing outside this folder
+//! touches tar or xz.
+
+pub mod format;
+pub mod index;
+pub mod lane;
+pub mod memory;
+pub mod pool;
+pub mod read_at;
+pub mod reader;
+pub mod tail;
+pub mod tar;
+pub mod writer;
+pub mod xz;

@@ -1,0 +1,294 @@
+//! Members as tar bytes: ustar headers, with pax records for what those cannot say.
+
+use crate::archive::format::RECORD_BYTES;
+use crate::error::{Error, Result};
+use crate::name::{MemberPath, escape};
+use std::io::Read;
+
+/// What a member is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A body of bytes.
+    File,
+    /// A folder.
+    Directory,
+    /// A link to this text.
+    Symlink(Vec<u8>),
+    /// The same file as that member of the same instance and unit.
+    Hardlink(MemberPath),
+    /// Anything else that a tar can hold; only foreign or evil archives do.
+    Other(u8),
+}
+
+/// What is kept of a member beside its body. Times are the data's own, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u64,
+    /// Group.
+    pub gid: u64,
+    /// Owner's and group's names, where known; shorter than 32 bytes.
+    pub names: (String, String),
+    /// Seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Members of one inode in different units carry the same number here; their bodies are stored apart.
+    pub inode_group: Option<u64>,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self { kind: Kind::File, mode: 0o600, uid: 0, gid: 0, names: Default::default(), mtime: (0, 0), inode_group: None }
+    }
+}
+
+/// Bytes of padding behind a body.
+pub fn padding(len: u64) -> u64 {
+    len.next_multiple_of(RECORD_BYTES) - len
+}
+
+/// The header of a member with a body of `len` bytes, pax records first where they are needed.
+pub fn header(path: &MemberPath, meta: &Meta, len: u64) -> Vec<u8> {
+    let mut name = path.as_bytes().to_vec();
+    let mut link: &[u8] = &[];
+    let type_flag = match &meta.kind {
+        Kind::File => tar::EntryType::Regular,
+        Kind::Directory => {
+            name.push(b'/');
+            tar::EntryType::Directory
+        }
+        Kind::Symlink(target) => {
+            link = target;
+            tar::EntryType::Symlink
+        }
+        Kind::Hardlink(first) => {
+            link = first.as_bytes();
+            tar::EntryType::Link
+        }
+        Kind::Other(flag) => tar::EntryType::new(*flag),
+    };
+    let pax = pax_records(&name, link, meta, len);
+    let mut out = Vec::with_capacity(1536);
+    if !pax.is_empty() {
+        let mut extended = plain_header(b"././@PaxHeader", b"", &Meta::default(), pax.len() as u64, tar::EntryType::XHeader);
+        extended.append(&mut plain_header_pad(pax));
+        out = extended;
+    }
+    out.extend(plain_header(&name, link, meta, len, type_flag));
+    out
+}
+
+fn plain_header_pad(mut body: Vec<u8>) -> Vec<u8> {
+    body.resize(body.len().next_multiple_of(RECORD_BYTES as usize), 0);
+    body
+}
+
+fn plain_header(name: &[u8], link: &[u8], meta: &Meta, len: u64, type_flag: tar::EntryType) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(type_flag);
+    header.set_mode(meta.mode & 0o7777);
+    header.set_uid(meta.uid);
+    header.set_gid(meta.gid);
+    header.set_mtime(meta.mtime.0.max(0) as u64);
+    header.set_size(len);
+    if let Some(ustar) = header.as_ustar_mut() {
+        copy(&mut ustar.name, name);
+        copy(&mut ustar.linkname, link);
+        copy(&mut ustar.uname[..31], meta.names.0.as_bytes());
+        copy(&mut ustar.gname[..31], meta.names.1.as_bytes());
+    }
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+fn copy(field: &mut [u8], bytes: &[u8]) {
+    let len = bytes.len().min(field.len());
+    field[..len].copy_from_slice(&bytes[..len]);
+}
+
+fn pax_records(name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    if name.len() > 100 {
+        pax_record(&mut out, "path", name);
+    }
+    if link.len() > 100 {
+        pax_record(&mut out, "linkpath", link);
+    }
+    if len >= 1 << 33 {
+        pax_record(&mut out, "size", len.to_string().as_bytes());
+    }
+    let (seconds, nanoseconds) = meta.mtime;
+    if seconds < 0 || seconds >= 1 << 33 || nanoseconds != 0 {
+        pax_record(&mut out, "mtime", pax_time(seconds, nanoseconds).as_bytes());
+    }
+    out
+}
+
+/// Decimal seconds; before 1970 the fraction counts down from the next whole second.
+fn pax_time(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (s, 0) => s.to_string(),
+        (s, n) if s >= 0 => format!("{s}.{n:09}"),
+        (-1, n) => format!("-0.{:09}", 1_000_000_000 - n),
+        (s, n) => format!("{}.{:09}", s + 1, 1_000_000_000 - n),
+    }
+}
+
+fn parse_pax_time(text: &str) -> Option<(i64, u32)> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    let seconds: i64 = whole.parse().ok()?;
+    if !whole.starts_with('-') || nanoseconds == 0 {
+        return Some((seconds, nanoseconds));
+    }
+    Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds))
+}
+
+/// `LENGTH key=value\n`, where the length counts itself.
+fn pax_record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut len = rest + 1;
+    while rest + len.to_string().len() != len {
+        len = rest + len.to_string().len();
+    }
+    out.extend_from_slice(len.to_string().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(key.as_bytes());
+    out.push(b'=');
+    out.extend_from_slice(value);
+    out.push(b'\n');
+}
+
+/// A whole member with its padding.
+pub fn member(path: &MemberPath, meta: &Meta, body: &[u8]) -> Vec<u8> {
+    let mut out = header(path, meta, body.len() as u64);
+    out.extend_from_slice(body);
+    out.resize(out.len() + padding(body.len() as u64) as usize, 0);
+    out
+}
+
+/// A member's head as it was read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Full path, instance first.
+    pub path: MemberPath,
+    /// All but the body.
+    pub meta: Meta,
+    /// Bytes of the body.
+    pub len: u64,
+}
+
+/// Calls `each` with every member of a tar stream and its body; what `each` leaves of a body is skipped.
+pub fn read_members<R: Read>(stream: R, mut each: impl FnMut(Head, &mut dyn Read) -> Result<()>) -> Result<()> {
+    let damaged = |e: std::io::Error| match e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(ours) => ours.duplicate(),
+        None => Error::corrupt(format!("the tar inside is damaged: {e}")),
+    };
+    let mut archive = tar::Archive::new(stream);
+    for entry in archive.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        let head = head(&mut entry).map_err(damaged)??;
+        each(head, &mut entry)?;
+    }
+    Ok(())
+}
+
+/// Members and body bytes that begin in this piece of a tar, and how many bytes of the last one lie beyond it.
+pub fn heads(piece: &[u8]) -> Result<((u64, u64), u64)> {
+    let (mut members, mut bytes, mut owed) = (0, 0, 0);
+    let total = piece.len() as u64;
+    let mut archive = tar::Archive::new(std::io::Cursor::new(piece));
+    let damaged = |e: std::io::Error| Error::corrupt(format!("the tar inside is damaged: {e}"));
+    for entry in archive.entries_with_seek().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        let head = head(&mut entry).map_err(damaged)??;
+        members += 1;
+        bytes += head.len;
+        let end = entry.raw_file_position() + head.len + padding(head.len);
+        if end > total {
+            owed = end - total;
+            break;
+        }
+    }
+    Ok(((members, bytes), owed))
+}
+
+fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>> {
+    let mut name = entry.path_bytes().into_owned();
+    let link = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
+    let len = entry.size();
+    let header = entry.header();
+    let mut meta = Meta {
+        kind: Kind::File,
+        mode: header.mode()? & 0o7777,
+        uid: header.uid()?,
+        gid: header.gid()?,
+        names: (header.username().ok().flatten().unwrap_or("").to_owned(), header.groupname().ok().flatten().unwrap_or("").to_owned()),
+        mtime: (header.mtime()? as i64, 0),
+        inode_group: None,
+    };
+    let type_flag = header.entry_type();
+    if type_flag == tar::EntryType::Directory && name.last() == Some(&b'/') {
+        name.pop();
+    }
+    if let Some(records) = entry.pax_extensions()? {
+        for record in records {
+            let record = record?;
+            if record.key_bytes() == b"mtime" {
+                let time = record.value().ok().and_then(parse_pax_time);
+                meta.mtime = time.ok_or_else(|| std::io::Error::other(Error::corrupt("a member's time is malformed")))?;
+            }
+        }
+    }
+    Ok(kind(type_flag, link).and_then(|kind| {
+        meta.kind = kind;
+        Ok(Head { path: MemberPath::new(name)?, meta, len })
+    }))
+}
+
+fn kind(type_flag: tar::EntryType, link: Vec<u8>) -> Result<Kind> {
+    Ok(match type_flag {
+        tar::EntryType::Regular | tar::EntryType::Continuous => Kind::File,
+        tar::EntryType::Directory => Kind::Directory,
+        tar::EntryType::Symlink => Kind::Symlink(link),
+        tar::EntryType::Link => Kind::Hardlink(MemberPath::new(link.clone()).map_err(|e| e.within(format!("hard link `{}`", escape(&link))))?),
+        other => Kind::Other(other.as_byte()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_come_back_as_they_went_in() {
+        let long = format!("files/{}/{}", "п".repeat(100), "x".repeat(120));
+        let cases = [
+            ("files/plain", Kind::File, (1_700_000_000, 123_456_789)),
+            (&*long, Kind::File, (-1, 999_999_999)),
+            ("files/dir", Kind::Directory, (-86_400, 0)),
+            ("files/link", Kind::Symlink("../".repeat(60).into_bytes()), (-2, 1)),
+            ("files/hard", Kind::Hardlink(MemberPath::new(long.as_bytes()).unwrap()), (1 << 34, 0)),
+        ];
+        for (path, kind, mtime) in cases {
+            let meta = Meta { kind: kind.clone(), mode: 0o4751, uid: 70_000, gid: 3_000_000_000, names: ("root".into(), "staff".into()), mtime, inode_group: None };
+            let body: &[u8] = if kind == Kind::File { b"some bytes" } else { b"" };
+            let tar = member(&MemberPath::new(path).unwrap(), &meta, body);
+            assert_eq!(tar.len() % 512, 0);
+
+            let mut seen = Vec::new();
+            read_members(&tar[..], |head, reader| {
+                let mut body = Vec::new();
+                reader.read_to_end(&mut body).unwrap();
+                seen.push((head, body));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(seen, [(Head { path: MemberPath::new(path).unwrap(), meta, len: body.len() as u64 }, body.to_vec())]);
+        }
+    }
+}

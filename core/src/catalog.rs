@@ -1,0 +1,374 @@
+//! The archives of a site on all sinks, as one list; and which of them a date or a version means.
+//!
+//! What a tail says is kept in notes beside the archives, so that a list over thousands reads only the new ones. A note is a hint: it is
+//! keyed by name, version, size and etag, rebuilt when lost, and never believed before something is deleted.
+
+use crate::archive::format::{FORMAT_MEMBER, FormatMember};
+use crate::archive::read_at::{ReadAt, SinkReadAt};
+use crate::archive::tail::Opened;
+use crate::archive::{tar, xz};
+use crate::config::SinkInstance;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
+use crate::manifest::{Manifest, State, Totals};
+use crate::name::compact;
+use crate::retention::{Known, Size};
+use crate::sink::{Filter, NoteName, Sink, Stored, Was};
+use futures::stream::{self, StreamExt};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Tails that are read at once.
+const TAILS_AT_ONCE: usize = 16;
+/// No note is larger.
+const NOTE_MAX_BYTES: usize = 1 << 20;
+
+/// One stored copy, with what its tail says.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entry {
+    /// The sink.
+    pub sink: String,
+    /// The copy.
+    pub stored: Stored,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a stored file turned out to be.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// An archive of this site.
+    Archive(Box<Summary>),
+    /// An archive of another site.
+    OtherSite(String),
+    /// An archive of `bk` whose end cannot be read.
+    Damaged(String),
+    /// Not made by `bk`.
+    Foreign,
+}
+
+/// A manifest in short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Id.
+    pub id: String,
+    /// Site.
+    pub site: String,
+    /// Start of the run.
+    pub created: Timestamp,
+    /// Whether it is whole.
+    pub complete: bool,
+    /// `--label`.
+    pub label: Option<String>,
+    /// Who wrote it.
+    pub tool: String,
+    /// What is inside.
+    pub instances: Vec<SummaryInstance>,
+}
+
+/// An instance in short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SummaryInstance {
+    /// Name.
+    pub name: String,
+    /// Who it was.
+    pub identity: String,
+    /// How it went.
+    pub state: State,
+    /// How much.
+    pub totals: Totals,
+}
+
+impl From<&Manifest> for Summary {
+    fn from(manifest: &Manifest) -> Self {
+        let instances = manifest.instances.iter().map(|i| SummaryInstance { name: i.name.clone(), identity: i.identity.clone(), state: i.state, totals: i.totals });
+        Self {
+            id: manifest.id.clone(),
+            site: manifest.site.clone(),
+            created: manifest.created,
+            complete: manifest.complete,
+            label: manifest.label.clone(),
+            tool: manifest.tool.clone(),
+            instances: instances.collect(),
+        }
+    }
+}
+
+impl Entry {
+    /// The summary, when it is an archive of this site.
+    pub fn summary(&self) -> Option<&Summary> {
+        match &self.what {
+            What::Archive(summary) => Some(summary),
+            _ => None,
+        }
+    }
+
+    /// The version word: the sink's own, or the run's start where the sink keeps one copy of a name.
+    pub fn version(&self) -> String {
+        match self.summary() {
+            Some(summary) if self.stored.version.is_empty() => compact(summary.created),
+            _ => self.stored.version.clone(),
+        }
+    }
+
+    /// The same for retention.
+    pub fn known(&self, pins: &BTreeMap<String, String>) -> Option<Known> {
+        let summary = self.summary()?;
+        let sizes = summary.instances.iter().map(|i| Size { name: i.name.clone(), identity: i.identity.clone(), rows: i.totals.rows, bytes: i.totals.bytes });
+        Some(Known { id: summary.id.clone(), created: summary.created, complete: summary.complete, pinned: pins.contains_key(&summary.id), instances: sizes.collect() })
+    }
+}
+
+/// What is on the sinks.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// Copies, newest first; foreign and damaged ones last.
+    pub entries: Vec<Entry>,
+    /// Sinks that did not answer.
+    pub failures: Vec<(String, Error)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CatalogueNote {
+    format: u32,
+    entries: Vec<(Stored, Summary)>,
+}
+
+impl Catalogue {
+    /// Reads all sinks, side by side.
+    pub async fn read(cx: &Context, sinks: &[SinkInstance]) -> Self {
+        let each = sinks.iter().map(|sink| async move { (sink.name.clone(), read_sink(&cx.for_instance(&sink.name), sink).await) });
+        let mut catalogue = Self::default();
+        for (name, read) in futures::future::join_all(each).await {
+            match read {
+                Ok(entries) => catalogue.entries.extend(entries),
+                Err(error) => catalogue.failures.push((name, error)),
+            }
+        }
+        catalogue.entries.sort_by(|a, b| newest_first(a).cmp(&newest_first(b)));
+        catalogue
+    }
+
+    /// Archives of this site.
+    pub fn archives(&self) -> impl Iterator<Item = (&Entry, &Summary)> {
+        self.entries.iter().filter_map(|entry| Some((entry, entry.summary()?)))
+    }
+
+    /// The newest whole archive.
+    pub fn newest_whole(&self) -> Option<&Summary> {
+        self.archives().map(|(_, summary)| summary).find(|summary| summary.complete)
+    }
+
+    /// The copies that a wish means: of one archive, in the order of the sinks.
+    pub fn choose(&self, wish: &Wish, zone: &TimeZone) -> Result<Vec<&Entry>> {
+        let candidates: Vec<_> = self.archives().filter(|(entry, _)| wish.from.as_ref().is_none_or(|from| *from == entry.sink)).collect();
+        if candidates.is_empty() {
+            let whose = wish.from.as_ref().map_or_else(String::new, |from| format!(" on `{from}`"));
+            return Err(not_found(format!("there is no archive of this site{whose}")).hint("bk list --all"));
+        }
+        let moment = wish.date.as_deref().map(|date| Moment::parse(date, zone)).transpose()?;
+        let fits = |entry: &Entry, summary: &Summary| {
+            let date = moment.as_ref().is_none_or(|moment| moment.takes(summary.created, zone));
+            let version = wish.version.as_ref().is_none_or(|v| *v == entry.version() || *v == compact(summary.created) || *v == summary.id || entry.stored.name == *v);
+            date && version
+        };
+        let fitting: Vec<_> = candidates.iter().filter(|(entry, summary)| fits(entry, summary)).collect();
+        if fitting.is_empty() {
+            return Err(nothing_fits(wish, &candidates, zone));
+        }
+        let chosen = fitting.iter().find(|(_, s)| s.complete || wish.partial_too).map(|(_, s)| s.id.clone());
+        let Some(id) = chosen else {
+            return Err(conflict("the only archive that fits is partial: something named is missing in it").hint("look with bk show, then repeat with --allow-partial"));
+        };
+        Ok(fitting.iter().filter(|(_, s)| s.id == id).map(|(entry, _)| *entry).collect())
+    }
+}
+
+fn newest_first(entry: &Entry) -> (u8, std::cmp::Reverse<Timestamp>, String, String) {
+    match &entry.what {
+        What::Archive(summary) => (0, std::cmp::Reverse(summary.created), summary.id.clone(), entry.sink.clone()),
+        _ => (1, std::cmp::Reverse(entry.stored.modified), entry.stored.name.clone(), entry.sink.clone()),
+    }
+}
+
+fn nothing_fits(wish: &Wish, candidates: &[(&Entry, &Summary)], zone: &TimeZone) -> Error {
+    let mut days: Vec<_> = candidates.iter().map(|(_, s)| s.created.to_zoned(zone.clone()).date()).collect();
+    days.dedup();
+    let near = match wish.date.as_deref().and_then(|date| Moment::parse(date, zone).ok()) {
+        Some(moment) => {
+            days.sort_by_key(|day| (moment.day(zone).until(*day).map_or(i64::MAX, |span| i64::from(span.get_days()).abs()), *day));
+            days
+        }
+        None => days,
+    };
+    let said: Vec<_> = near.iter().take(3).map(ToString::to_string).collect();
+    let asked = match (&wish.date, &wish.version) {
+        (Some(date), Some(version)) => format!("of {date} with version `{version}`"),
+        (Some(date), None) => format!("of {date}"),
+        (None, Some(version)) => format!("with version `{version}`"),
+        (None, None) => "that fits".into(),
+    };
+    not_found(format!("there is no archive {asked}")).hint(format!("the nearest days with archives: {}; bk list shows all", said.join(", ")))
+}
+
+/// Which archive a person asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// `--date`.
+    pub date: Option<String>,
+    /// `--version`.
+    pub version: Option<String>,
+    /// `--from`.
+    pub from: Option<String>,
+    /// `--allow-partial`.
+    pub partial_too: bool,
+}
+
+/// A day, or an instant whose newest archive at or before it is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// That day's newest.
+    Day(jiff::civil::Date),
+    /// The newest at or before it.
+    AtOrBefore(Timestamp),
+}
+
+impl Moment {
+    /// `2026-08-22`, `20260822`, `20260822_031500`, `20260822T031500Z` or RFC 3339.
+    pub fn parse(text: &str, zone: &TimeZone) -> Result<Self> {
+        let wrong = || settings(format!("`{text}` is no date")).hint("write 2026-08-22, 20260822_031500 or 2026-08-22T03:15:00Z");
+        if let Ok(day) = jiff::civil::Date::strptime("%Y-%m-%d", text).or_else(|_| jiff::civil::Date::strptime("%Y%m%d", text)) {
+            return Ok(Self::Day(day));
+        }
+        if let Ok(at) = text.parse::<Timestamp>() {
+            return Ok(Self::AtOrBefore(at));
+        }
+        let at = jiff::civil::DateTime::strptime("%Y%m%d_%H%M%S", text).or_else(|_| text.parse()).map_err(|_| wrong())?;
+        Ok(Self::AtOrBefore(at.to_zoned(zone.clone()).map_err(|_| wrong())?.timestamp()))
+    }
+
+    fn takes(self, created: Timestamp, zone: &TimeZone) -> bool {
+        match self {
+            Self::Day(day) => created.to_zoned(zone.clone()).date() == day,
+            Self::AtOrBefore(at) => created <= at,
+        }
+    }
+
+    fn day(self, zone: &TimeZone) -> jiff::civil::Date {
+        match self {
+            Self::Day(day) => day,
+            Self::AtOrBefore(at) => at.to_zoned(zone.clone()).date(),
+        }
+    }
+}
+
+async fn read_sink(cx: &Context, instance: &SinkInstance) -> Result<Vec<Entry>> {
+    let sink = &instance.sink;
+    let stored = sink.list(cx, &Filter::default()).await?;
+    let months: BTreeSet<String> = stored.iter().map(|s| month(s.modified)).collect();
+    let mut noted: HashMap<Stored, Summary> = HashMap::new();
+    for month in &months {
+        noted.extend(read_note(cx, sink, month).await);
+    }
+    let known = noted.len();
+    let entries: Vec<Entry> = stream::iter(stored)
+        .map(|stored| {
+            let hint = noted.get(&stored).cloned();
+            async move {
+                let what = match hint {
+                    Some(summary) => What::Archive(Box::new(summary)),
+                    None => look(cx, sink, &stored).await?,
+                };
+                Ok::<_, Error>(Entry { sink: instance.name.clone(), stored, what })
+            }
+        })
+        .buffer_unordered(TAILS_AT_ONCE)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<Result<_>>()?;
+    let fresh = entries.iter().filter(|e| e.summary().is_some_and(|_| !noted.contains_key(&e.stored))).count();
+    let gone = known + fresh != entries.iter().filter(|e| e.summary().is_some()).count();
+    if fresh > 0 || gone {
+        write_notes(cx, sink, &entries).await;
+    }
+    Ok(entries)
+}
+
+fn month(at: Timestamp) -> String {
+    at.strftime("%Y-%m").to_string()
+}
+
+fn note_name(cx: &Context, month: &str) -> NoteName {
+    NoteName { site: cx.site.to_string(), name: format!("catalogue-{month}") }
+}
+
+async fn read_note(cx: &Context, sink: &Arc<dyn Sink>, month: &str) -> Vec<(Stored, Summary)> {
+    let note = match sink.note(cx, &note_name(cx, month)).await {
+        Ok(Some(note)) => note,
+        Ok(None) => return Vec::new(),
+        Err(error) => {
+            tracing::debug!(%error, "catalogue note not readable, tails are read instead");
+            return Vec::new();
+        }
+    };
+    // A note that cannot be parsed is as good as none.
+    let note = serde_json::from_slice::<CatalogueNote>(&note.body);
+    note.ok().filter(|n| n.format == 1).map(|n| n.entries).unwrap_or_default().into_iter().filter(|(_, s)| *s.site == *cx.site).collect()
+}
+
+async fn write_notes(cx: &Context, sink: &Arc<dyn Sink>, entries: &[Entry]) {
+    let mut months: BTreeMap<String, Vec<(Stored, Summary)>> = BTreeMap::new();
+    for entry in entries {
+        if let Some(summary) = entry.summary() {
+            months.entry(month(entry.stored.modified)).or_default().push((entry.stored.clone(), summary.clone()));
+        }
+    }
+    for (month, entries) in months {
+        let Ok(body) = serde_json::to_vec(&CatalogueNote { format: 1, entries }) else { continue };
+        if body.len() > NOTE_MAX_BYTES {
+            continue;
+        }
+        if let Err(error) = sink.set_note(cx, &note_name(cx, &month), body.into(), Was::Any).await {
+            tracing::debug!(%error, "catalogue note not written");
+        }
+    }
+}
+
+/// Reads the tail; where that fails, the head says whether it is a damaged archive of ours or a foreign thing.
+async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<What> {
+    let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(cx.clone(), sink.clone(), stored.clone()));
+    match Opened::open(read.clone()).await {
+        Ok(opened) => {
+            let summary = Summary::from(&opened.manifest);
+            Ok(if *summary.site == *cx.site { What::Archive(Box::new(summary)) } else { What::OtherSite(summary.site) })
+        }
+        Err(error) if matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) => Ok(match head(read.as_ref()).await {
+            Some(head) if *head.site == *cx.site => What::Damaged(error.what),
+            Some(head) => What::OtherSite(head.site),
+            None => What::Foreign,
+        }),
+        Err(error) => Err(error.within(format!("`{}`", stored.name))),
+    }
+}
+
+/// The first member of an archive whose end is lost.
+pub async fn head(read: &dyn ReadAt) -> Option<FormatMember> {
+    let bytes = read.read_at(0, read.len().min(4096)).await.ok()?;
+    let block = bytes.get(xz::STREAM_HEADER.len()..)?;
+    let record = xz::record_of_block(block)?;
+    let raw = xz::decode(block.get(..record.stored() as usize)?, record).ok()?;
+    let mut text = Vec::new();
+    tar::read_members(&raw[..], |head, body| {
+        if head.path.as_bytes() == FORMAT_MEMBER.as_bytes() {
+            body.read_to_end(&mut text).map_err(|e| Error::corrupt(e.to_string()))?;
+        }
+        Ok(())
+    })
+    .ok()?;
+    serde_json::from_slice(&text).ok()
+}

@@ -1,0 +1,636 @@
+//! `plugins.toml`: layers (file < environment < `--set`), the origin of every value, and all mistakes at once with file, line and column.
+
+use crate::error::{Error, ErrorKind, Result, settings};
+use crate::plugin::Registry;
+use crate::retention::Keep;
+use crate::settings::{ByteSize, Fault, Faults, Settings, parse_table, unknown_key};
+use crate::sink::Sink;
+use crate::source::Source;
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use toml::de::{DeTable, DeValue};
+
+/// Where a value was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Line and column of the file, from 1.
+    File(usize, usize),
+    /// An environment variable.
+    Environment(String),
+    /// `--set`.
+    Set,
+}
+
+/// Everything that the settings say, checked.
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// Its folder: relative paths start there.
+    pub folder: PathBuf,
+    /// `[archive]`.
+    pub archive: ArchiveSettings,
+    /// Enabled plugins, in their order.
+    pub plugins: Vec<String>,
+    /// Instances of enabled sources, by name.
+    pub sources: Vec<SourceInstance>,
+    /// Instances of enabled sinks.
+    pub sinks: Vec<SinkInstance>,
+    /// Tables whose plugin is not enabled: printed as not backed up on every run.
+    pub not_enabled: Vec<String>,
+    /// Things that need a look.
+    pub warnings: Vec<String>,
+    /// Every value with its origin, secrets masked.
+    pub values: Vec<(String, String, String)>,
+}
+
+/// A source with a name.
+#[derive(Clone)]
+pub struct SourceInstance {
+    /// The name.
+    pub name: String,
+    /// Its plugin.
+    pub plugin: String,
+    /// The instance.
+    pub source: Arc<dyn Source>,
+}
+
+/// A sink with a name.
+#[derive(Clone)]
+pub struct SinkInstance {
+    /// The name.
+    pub name: String,
+    /// Its plugin.
+    pub plugin: String,
+    /// What the engine does with it.
+    pub policy: SinkPolicy,
+    /// The instance.
+    pub sink: Arc<dyn Sink>,
+}
+
+/// `[archive]`: what is true of every archive.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArchiveSettings {
+    /// Whose archives these are: letters, digits, `-` and `_`. Every archive carries it.
+    pub site: String,
+    /// First part of every archive's name.
+    pub prefix: String,
+    /// Time zone whose midnight dates an archive: `UTC`, `Europe/Berlin`.
+    pub timezone: String,
+    /// xz preset, 0 to 9. 1 is 20 to 30 MiB/s on two cores; 6 is ten times slower for 15 % less.
+    pub preset: u32,
+    /// Memory of a run in bytes, or as text: `128 MiB`.
+    pub memory: ByteSize,
+    /// A single record over this fails its unit by name.
+    pub max_record: ByteSize,
+    /// Threads that compress; without it one for each core, as memory allows.
+    pub workers: Option<usize>,
+}
+
+impl Default for ArchiveSettings {
+    fn default() -> Self {
+        Self {
+            site: "main".into(),
+            prefix: "backup".into(),
+            timezone: "UTC".into(),
+            preset: 1,
+            memory: ByteSize(128 << 20),
+            max_record: ByteSize(64 << 20),
+            workers: None,
+        }
+    }
+}
+
+/// The engine's own keys in a sink's table.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkPolicy {
+    /// The plugin; without it the instance's name says it.
+    pub plugin: Option<String>,
+    /// Whether its failure alone fails the run (exit 1); if not, exit 3.
+    pub required: bool,
+    /// What to keep; without it nothing is ever deleted.
+    pub keep: Option<Keep>,
+    /// `after-backup` deletes what `keep` lets go after each whole, verified backup; `never` leaves it to `bk prune`.
+    pub prune: PruneWhen,
+}
+
+impl Default for SinkPolicy {
+    fn default() -> Self {
+        Self { plugin: None, required: true, keep: None, prune: PruneWhen::AfterBackup }
+    }
+}
+
+/// When retention runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneWhen {
+    /// After each backup whose archive was verified in place.
+    #[default]
+    AfterBackup,
+    /// Only by `bk prune`.
+    Never,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct SourcePolicy {
+    /// The plugin; without it the instance's name says it.
+    plugin: Option<String>,
+}
+
+/// Where to look, and what to lay over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// `--config`.
+    pub path: Option<PathBuf>,
+    /// `--set`, in order.
+    pub set: Vec<String>,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Layers {
+    /// The file: `--config`, else `BK_CONFIG`, `./plugins.toml`, `$XDG_CONFIG_HOME/bk/plugins.toml`, `/etc/bk/plugins.toml`.
+    pub fn find(&self) -> Result<PathBuf> {
+        if let Some(path) = self.path.clone().or_else(|| self.environment.get("BK_CONFIG").map(PathBuf::from)) {
+            return Ok(path);
+        }
+        let home = self.environment.get("HOME").map(|home| Path::new(home).join(".config"));
+        let xdg = self.environment.get("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or(home);
+        let places: Vec<_> = [Some(PathBuf::from("plugins.toml")), xdg.map(|dir| dir.join("bk/plugins.toml")), Some("/etc/bk/plugins.toml".into())]
+            .into_iter()
+            .flatten()
+            .collect();
+        places.iter().find(|path| path.exists()).cloned().ok_or_else(|| {
+            let said: Vec<_> = places.iter().map(|path| format!("`{}`", path.display())).collect();
+            settings(format!("there is no settings file; looked at {}", said.join(", "))).hint("write a plugins.toml, or name one with --config PATH")
+        })
+    }
+}
+
+/// A value of the tree with its origin.
+#[derive(Clone, Debug)]
+struct Node {
+    value: Leaf,
+    origin: Origin,
+}
+
+#[derive(Clone, Debug)]
+enum Leaf {
+    Table(Vec<(String, Node)>),
+    Value(Value),
+}
+
+impl Node {
+    fn table(&self) -> Option<&[(String, Node)]> {
+        match &self.value {
+            Leaf::Table(entries) => Some(entries),
+            Leaf::Value(_) => None,
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Node> {
+        self.table()?.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+    }
+
+    fn json(&self) -> Value {
+        match &self.value {
+            Leaf::Table(entries) => Value::Object(entries.iter().map(|(key, node)| (key.clone(), node.json())).collect()),
+            Leaf::Value(value) => value.clone(),
+        }
+    }
+
+    fn object(&self) -> Map<String, Value> {
+        match self.json() {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// The origin of the deepest part of `key` that is there.
+    fn origin_of(&self, key: &str) -> &Origin {
+        let mut node = self;
+        for part in key.split(['.', '[']) {
+            match node.get(part) {
+                Some(next) => node = next,
+                None => break,
+            }
+        }
+        &node.origin
+    }
+
+    fn put(&mut self, keys: &[String], value: Value, origin: &Origin) {
+        let [key, rest @ ..] = keys else {
+            *self = Node { value: leaf(value, origin), origin: origin.clone() };
+            return;
+        };
+        if !matches!(self.value, Leaf::Table(_)) {
+            self.value = Leaf::Table(Vec::new());
+        }
+        let Leaf::Table(entries) = &mut self.value else { return };
+        let same = |name: &str| name == key || name.replace('-', "_").eq_ignore_ascii_case(&key.replace('-', "_"));
+        match entries.iter_mut().find(|(name, _)| same(name)) {
+            Some((_, node)) => node.put(rest, value, origin),
+            None => {
+                let mut node = Node { value: Leaf::Table(Vec::new()), origin: origin.clone() };
+                node.put(rest, value, origin);
+                entries.push((key.clone(), node));
+            }
+        }
+    }
+}
+
+fn leaf(value: Value, origin: &Origin) -> Leaf {
+    match value {
+        Value::Object(map) => Leaf::Table(map.into_iter().map(|(k, v)| (k, Node { value: leaf(v, origin), origin: origin.clone() })).collect()),
+        other => Leaf::Value(other),
+    }
+}
+
+/// Mistakes, each with its place.
+struct Problems<'a> {
+    file: &'a Path,
+    list: Vec<String>,
+}
+
+impl Problems<'_> {
+    fn add(&mut self, origin: &Origin, what: &str, hint: Option<&str>) {
+        let place = self.place(origin);
+        let hint = hint.map(|hint| format!("\n    hint: {hint}")).unwrap_or_default();
+        self.list.push(format!("{place}: {what}{hint}"));
+    }
+
+    fn faults(&mut self, node: &Node, prefix: &str, faults: &Faults) {
+        for Fault { key, what, hint } in &faults.0 {
+            self.add(node.origin_of(key), &format!("{prefix}: {what}"), hint.as_deref());
+        }
+    }
+
+    fn place(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::File(line, column) => format!("{}:{line}:{column}", self.file.display()),
+            Origin::Environment(name) => format!("environment {name}"),
+            Origin::Set => "--set".to_owned(),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        let count = self.list.len();
+        let noun = if count == 1 { "mistake" } else { "mistakes" };
+        Err(Error::new(ErrorKind::Settings, format!("{count} {noun} in the settings\n  {}", self.list.join("\n  "))))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(line, _) => write!(f, "line {line}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Set => f.write_str("--set"),
+        }
+    }
+}
+
+const TOP_KEYS: [&str; 5] = ["format", "plugins", "archive", "source", "sink"];
+
+impl Config {
+    /// Reads all layers, checks all instances, builds them.
+    pub fn load(layers: &Layers, registry: &Registry) -> Result<Self> {
+        let path = layers.find()?;
+        let bytes = std::fs::read(&path).map_err(|e| Error { kind: ErrorKind::Settings, ..Error::io("read the settings in", &path, e) })?;
+        let mut problems = Problems { file: &path, list: Vec::new() };
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            let line = bytes.split(|b| *b == b'\n').position(|line| std::str::from_utf8(line).is_err()).unwrap_or(0) + 1;
+            problems.add(&Origin::File(line, 1), "the file is not UTF-8", Some("save it as UTF-8"));
+            return Err(problems.finish().err().unwrap_or_else(Error::cancelled));
+        };
+        let mut root = parse(text, &mut problems);
+        if !problems.list.is_empty() {
+            return Err(problems.finish().err().unwrap_or_else(Error::cancelled));
+        }
+        overlay(&mut root, layers, &mut problems);
+        let config = Self::from_tree(&root, &path, registry, &mut problems);
+        problems.finish()?;
+        Ok(config)
+    }
+
+    fn from_tree(root: &Node, path: &Path, registry: &Registry, problems: &mut Problems<'_>) -> Self {
+        top_level(root, problems);
+        let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        let plugins = plugins(root, registry, problems);
+        let archive = archive(root, problems);
+        let mut config = Self {
+            path: path.to_path_buf(),
+            folder,
+            archive,
+            plugins,
+            sources: Vec::new(),
+            sinks: Vec::new(),
+            not_enabled: Vec::new(),
+            warnings: Vec::new(),
+            values: Vec::new(),
+        };
+        config.sources(root, registry, problems);
+        config.sinks(root, registry, problems);
+        config.collect_values(root, registry);
+        if config.sinks.is_empty() && problems.list.is_empty() {
+            problems.add(&root.origin, "no sink is set and enabled: an archive would have no place", Some("add `[sink.local]` with `path = \"backups\"`, and `local` to `plugins`"));
+        }
+        config
+    }
+
+    fn sources(&mut self, root: &Node, registry: &Registry, problems: &mut Problems<'_>) {
+        for (name, node) in instances(root, "source", problems) {
+            let (own, table) = split(node, &["plugin"]);
+            let policy: SourcePolicy = match parse_table(&own) {
+                Ok(policy) => policy,
+                Err(faults) => {
+                    problems.faults(node, &format!("[source.{name}]"), &faults);
+                    continue;
+                }
+            };
+            let plugin = policy.plugin.unwrap_or_else(|| name.clone());
+            match registry.source(&plugin) {
+                _ if !self.plugins.contains(&plugin) => self.not_enabled.push(format!("source.{name}")),
+                None => no_such_plugin(node, "source", &name, &plugin, registry, problems),
+                Some(known) => {
+                    let settings = Settings { instance: name.clone(), folder: self.folder.clone(), table };
+                    if let Some(source) = built(node, "source", &name, (known.build)(settings), problems) {
+                        self.sources.push(SourceInstance { name, plugin, source });
+                    }
+                }
+            }
+        }
+    }
+
+    fn sinks(&mut self, root: &Node, registry: &Registry, problems: &mut Problems<'_>) {
+        for (name, node) in instances(root, "sink", problems) {
+            let (own, table) = split(node, &["plugin", "required", "keep", "prune"]);
+            let policy: SinkPolicy = match parse_table(&own) {
+                Ok(policy) => policy,
+                Err(faults) => {
+                    problems.faults(node, &format!("[sink.{name}]"), &faults);
+                    continue;
+                }
+            };
+            let plugin = policy.plugin.clone().unwrap_or_else(|| name.clone());
+            match registry.sink(&plugin) {
+                _ if !self.plugins.contains(&plugin) => self.not_enabled.push(format!("sink.{name}")),
+                None => no_such_plugin(node, "sink", &name, &plugin, registry, problems),
+                Some(known) => {
+                    let settings = Settings { instance: name.clone(), folder: self.folder.clone(), table };
+                    if let Some(sink) = built(node, "sink", &name, (known.build)(settings), problems) {
+                        self.sinks.push(SinkInstance { name, plugin, policy, sink });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every value with its origin. What a schema calls a secret is masked; of a plugin that is not known here, everything is.
+    fn collect_values(&mut self, root: &Node, registry: &Registry) {
+        for (key, node) in root.table().unwrap_or_default() {
+            if key != "source" && key != "sink" {
+                flatten(key, node, &|_| false, &mut self.values);
+                continue;
+            }
+            for (name, node) in node.table().unwrap_or_default() {
+                let plugin = node.get("plugin").and_then(|p| p.json().as_str().map(str::to_owned)).unwrap_or_else(|| name.clone());
+                let schema = match key.as_str() {
+                    "source" => registry.source(&plugin).map(|p| (p.schema)()),
+                    _ => registry.sink(&plugin).map(|p| (p.schema)()),
+                };
+                let masked = |setting: &str| match &schema {
+                    _ if ["plugin", "required", "keep", "prune"].contains(&setting) => false,
+                    Some(schema) => is_secret(schema, setting),
+                    None => true,
+                };
+                let secrets: Vec<_> = node.table().unwrap_or_default().iter().filter(|(k, n)| schema.is_some() && masked(k) && n.table().is_none()).map(|(k, _)| k).collect();
+                self.warnings.extend(secrets.iter().map(|k| format!("`{key}.{name}.{k}` stands in the settings in the clear; write {{ env = … }}, {{ file = … }} or {{ command = … }}")));
+                flatten(&format!("{key}.{name}"), node, &masked, &mut self.values);
+            }
+        }
+    }
+
+    /// The sink of this name.
+    pub fn sink(&self, name: &str) -> Result<&SinkInstance> {
+        self.sinks.iter().find(|sink| sink.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.sinks.iter().map(|sink| format!("`{}`", sink.name)).collect();
+            settings(format!("there is no sink `{name}`")).hint(format!("the sinks are {}", names.join(", ")))
+        })
+    }
+}
+
+fn is_secret(schema: &Schema, setting: &str) -> bool {
+    let property = schema.get("properties").and_then(|p| p.get(setting));
+    let is_write_only = |value: &Value| value.to_string().contains("\"writeOnly\":true");
+    property.is_none_or(is_write_only)
+}
+
+fn flatten(path: &str, node: &Node, masked: &dyn Fn(&str) -> bool, out: &mut Vec<(String, String, String)>) {
+    match node.table() {
+        Some(entries) => {
+            for (key, node) in entries {
+                if masked(key) {
+                    out.push((format!("{path}.{key}"), "***".into(), node.origin.to_string()));
+                } else {
+                    flatten(&format!("{path}.{key}"), node, &|_| false, out);
+                }
+            }
+        }
+        None => out.push((path.to_owned(), node.json().to_string(), node.origin.to_string())),
+    }
+}
+
+fn parse(text: &str, problems: &mut Problems<'_>) -> Node {
+    let position = |offset: usize| {
+        let before = &text[..offset.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        Origin::File(line, column)
+    };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let origin = position(error.span().map_or(0, |span| span.start));
+        problems.add(&origin, error.message(), Some("see https://toml.io for how a value is written"));
+    }
+    let mut entries = Vec::new();
+    for (key, value) in table.get_ref() {
+        entries.push((key.get_ref().to_string(), node(value, position(key.span().start), &position)));
+    }
+    Node { value: Leaf::Table(entries), origin: Origin::File(1, 1) }
+}
+
+fn node(value: &toml::Spanned<DeValue<'_>>, origin: Origin, position: &dyn Fn(usize) -> Origin) -> Node {
+    let value = match value.get_ref() {
+        DeValue::Table(table) => Leaf::Table(table.iter().map(|(key, value)| (key.get_ref().to_string(), node(value, position(key.span().start), position))).collect()),
+        other => Leaf::Value(scalar(other)),
+    };
+    Node { value, origin }
+}
+
+fn scalar(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).map_or(Value::Null, Value::from),
+        DeValue::Float(number) => number.as_str().replace('_', "").parse::<f64>().map_or(Value::Null, Value::from),
+        DeValue::Boolean(yes) => Value::Bool(*yes),
+        DeValue::Datetime(time) => Value::String(time.to_string()),
+        DeValue::Array(list) => Value::Array(list.iter().map(|item| scalar(item.get_ref())).collect()),
+        DeValue::Table(table) => Value::Object(table.iter().map(|(k, v)| (k.get_ref().to_string(), scalar(v.get_ref()))).collect()),
+    }
+}
+
+fn overlay(root: &mut Node, layers: &Layers, problems: &mut Problems<'_>) {
+    for (name, text) in &layers.environment {
+        let Some(rest) = name.strip_prefix("BK_").filter(|rest| rest.contains("__")) else { continue };
+        let keys: Vec<_> = rest.split("__").map(str::to_ascii_lowercase).collect();
+        root.put(&keys, loose_value(text), &Origin::Environment(name.clone()));
+    }
+    for assignment in &layers.set {
+        match assignment.split_once('=') {
+            Some((key, text)) if !key.is_empty() => {
+                let keys: Vec<_> = key.split('.').map(str::to_owned).collect();
+                root.put(&keys, loose_value(text), &Origin::Set);
+            }
+            _ => problems.add(&Origin::Set, &format!("`{assignment}` is no assignment"), Some("write --set source.mysql.host=db")),
+        }
+    }
+}
+
+/// A TOML value where it reads as one, else a text.
+fn loose_value(text: &str) -> Value {
+    match DeValue::parse(text) {
+        Ok(value) => scalar(value.get_ref()),
+        Err(_) => Value::String(text.to_owned()),
+    }
+}
+
+fn top_level(root: &Node, problems: &mut Problems<'_>) {
+    for (key, node) in root.table().unwrap_or_default() {
+        if !TOP_KEYS.contains(&key.as_str()) {
+            let fault = unknown_key(key, TOP_KEYS.into_iter());
+            problems.add(&node.origin, &fault.what, fault.hint.as_deref());
+        }
+    }
+    match root.get("format").map(|node| (node.json(), &node.origin)) {
+        None => problems.add(&root.origin, "`format` is missing", Some("begin the file with `format = 1`")),
+        Some((Value::Number(n), _)) if n.as_u64() == Some(1) => {}
+        Some((other, origin)) => problems.add(origin, &format!("`format` is `{other}`; this version knows 1"), Some("write `format = 1`, or use a newer bk")),
+    }
+}
+
+fn plugins(root: &Node, registry: &Registry, problems: &mut Problems<'_>) -> Vec<String> {
+    let Some(node) = root.get("plugins") else {
+        problems.add(&root.origin, "`plugins` is missing", Some("list what is enabled: `plugins = [\"files\", \"local\"]`"));
+        return Vec::new();
+    };
+    let json = node.json();
+    let names: Option<Vec<String>> = json.as_array().and_then(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+    let Some(names) = names else {
+        problems.add(&node.origin, "`plugins` is no list of names", Some("write `plugins = [\"files\", \"local\"]`"));
+        return Vec::new();
+    };
+    for name in &names {
+        if !registry.names().any(|known| known == name) {
+            let known: Vec<_> = registry.names().collect();
+            let near = crate::selector::nearest(name, known.iter().copied());
+            let hint = near.first().map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
+            problems.add(&node.origin, &format!("there is no plugin `{name}`"), Some(&hint));
+        }
+    }
+    names
+}
+
+fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
+    let Some(node) = root.get("archive") else { return ArchiveSettings::default() };
+    if node.table().is_none() {
+        problems.add(&node.origin, "`archive` is no table", Some("write [archive] on a line of its own"));
+        return ArchiveSettings::default();
+    }
+    let settings: ArchiveSettings = match parse_table(&node.object()) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            problems.faults(node, "[archive]", &faults);
+            return ArchiveSettings::default();
+        }
+    };
+    let mut fault = |key: &str, what: String, hint: &str| problems.add(node.origin_of(key), &format!("[archive]: {what}"), Some(hint));
+    for (key, name) in [("site", &settings.site), ("prefix", &settings.prefix)] {
+        if !is_plain_name(name) {
+            fault(key, format!("`{key}` is `{name}`"), "use letters, digits, `-` and `_`, at most 64");
+        }
+    }
+    if jiff::tz::TimeZone::get(&settings.timezone).is_err() {
+        fault("timezone", format!("there is no time zone `{}`", settings.timezone), "write UTC, or a name like Europe/Berlin");
+    }
+    if settings.preset > 9 {
+        fault("preset", format!("`preset` is {}", settings.preset), "write 0 to 9; 1 is the default");
+    }
+    if settings.memory.0 < crate::archive::memory::MEMORY_MIN_BYTES {
+        fault("memory", format!("`memory` is {} bytes", settings.memory.0), "write 48 MiB or more; 128 MiB is the default");
+    }
+    if settings.workers == Some(0) {
+        fault("workers", "`workers` is 0".into(), "leave it out, or write 1 or more");
+    }
+    settings
+}
+
+/// Letters, digits, `-` and `_`: safe in a file's name, a path, a tag.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn instances<'a>(root: &'a Node, role: &str, problems: &mut Problems<'_>) -> Vec<(String, &'a Node)> {
+    let Some(node) = root.get(role) else { return Vec::new() };
+    let Some(entries) = node.table() else {
+        problems.add(&node.origin, &format!("`{role}` is no table"), Some(&format!("write [{role}.NAME]")));
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for (name, node) in entries {
+        if node.table().is_none() {
+            problems.add(&node.origin, &format!("`{role}.{name}` is no table"), Some(&format!("write [{role}.{name}] on a line of its own")));
+        } else if !is_plain_name(name) {
+            problems.add(&node.origin, &format!("`{name}` cannot name a {role}"), Some("use letters, digits, `-` and `_`, at most 64"));
+        } else {
+            found.push((name.clone(), node));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// The engine's own keys, and the rest for the plugin.
+fn split(node: &Node, own: &[&str]) -> (Map<String, Value>, Map<String, Value>) {
+    node.object().into_iter().partition(|(key, _)| own.contains(&key.as_str()))
+}
+
+fn no_such_plugin(node: &Node, role: &str, name: &str, plugin: &str, registry: &Registry, problems: &mut Problems<'_>) {
+    let other = if role == "source" { registry.sink(plugin).is_some() } else { registry.source(plugin).is_some() };
+    let what = if other { format!("[{role}.{name}]: `{plugin}` is no {role}") } else { format!("[{role}.{name}]: there is no plugin `{plugin}`") };
+    problems.add(&node.origin, &what, Some("bk plugins list"));
+}
+
+fn built<T: ?Sized>(node: &Node, role: &str, name: &str, result: Result<Arc<T>>, problems: &mut Problems<'_>) -> Option<Arc<T>> {
+    match result {
+        Ok(instance) => Some(instance),
+        Err(error) => {
+            let faults = error.source.as_ref().and_then(|cause| cause.downcast_ref::<Faults>());
+            match faults {
+                Some(faults) => problems.faults(node, &format!("[{role}.{name}]"), faults),
+                None => problems.add(&node.origin, &format!("[{role}.{name}]: {}", error.what), error.hint.as_deref()),
+            }
+            None
+        }
+    }
+}

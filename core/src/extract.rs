@@ -1,0 +1,150 @@
+//! Members as plain files in a folder, whatever made them: `bk extract`. Trusts no name.
+
+use crate::archive::format::Stage;
+use crate::archive::reader::Copies;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::MemberPath;
+use crate::restore::Chosen;
+use crate::restore::input::{Body, Delivered, Input, Member};
+use crate::restore::select::{self, Selected};
+use crate::selector::Selection;
+use crate::source::{Existing, Kind};
+use crate::tree::{Tree, TreeOptions};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// Raw bytes per stored byte over which an archive counts as a bomb, unless allowed.
+pub const RATIO_MAX: u64 = 1000;
+/// Below so many raw bytes no ratio matters.
+const RATIO_FREE_BYTES: u64 = 256 << 20;
+
+/// How to extract.
+#[derive(Clone, Debug)]
+pub struct ExtractOptions {
+    /// The folder.
+    pub into: PathBuf,
+    /// What of the archive.
+    pub selection: Selection,
+    /// What to do with files that are there.
+    pub existing: Existing,
+    /// Give back setuid and setgid bits.
+    pub keep_setuid: bool,
+    /// Write links that lead out.
+    pub outward_links: bool,
+    /// Raw bytes per stored byte that are allowed.
+    pub max_ratio: u64,
+}
+
+/// What was extracted.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Extracted {
+    /// Members.
+    pub members: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Left out, with the reason.
+    pub skipped: Vec<(String, String)>,
+}
+
+/// Extracts.
+pub async fn extract(cx: &Context, chosen: Chosen, options: &ExtractOptions) -> Result<Extracted> {
+    let opened = chosen.copies[0].1.clone();
+    let selected = select::select(&opened, &options.selection).await?;
+    let names: Vec<String> = opened.manifest.instances.iter().map(|i| i.name.clone()).filter(|name| selected.has_instance(name)).collect();
+    let raw: u64 = names.iter().map(|name| selected.totals_of(name).bytes).sum();
+    if raw > RATIO_FREE_BYTES && raw / selected.stored_bytes().max(1) > options.max_ratio {
+        return Err(Error::new(ErrorKind::Corrupt, format!("{raw} bytes would come out of {}: this looks like a bomb", selected.stored_bytes()))
+            .hint(format!("repeat with --max-ratio {} if you know it", raw / selected.stored_bytes().max(1) + 1)));
+    }
+    let copies = Arc::new(Copies::new(chosen.copies));
+    let mut extracted = Extracted { skipped: selected.skipped.clone(), ..Extracted::default() };
+    for name in names {
+        extract_instance(cx, &name, &selected, &copies, options, &mut extracted).await?;
+    }
+    Ok(extracted)
+}
+
+async fn extract_instance(cx: &Context, name: &str, selected: &Selected, copies: &Arc<Copies>, options: &ExtractOptions, extracted: &mut Extracted) -> Result<()> {
+    let delivered = Arc::new(Mutex::new(Delivered { declared: selected.declared(name), ..Delivered::default() }));
+    let mut picked: HashMap<Stage, Vec<_>> = HashMap::new();
+    for block in selected.blocks_of(name) {
+        picked.entry(block.stage).or_default().push(block.clone());
+    }
+    let mut input = Input {
+        cx: cx.for_instance(name),
+        instance: name.into(),
+        facts: crate::source::Facts::default(),
+        unit_names: selected.unit_names(),
+        counts: selected.counts_of(name),
+        failed: Vec::new(),
+        copies: copies.clone(),
+        picked,
+        delivered: delivered.clone(),
+    };
+    let tree_options = TreeOptions { existing: options.existing, keep_setuid: options.keep_setuid, owners: false, outward_links: options.outward_links };
+    let mut tree = Tree::open(&options.into.join(name), tree_options, &crate::backup::draw_id()?)?;
+    // Links last: nothing can be written through them.
+    let mut links = Vec::new();
+    for stage in Stage::ALL {
+        let members = input.stage(stage).await?;
+        while let Some(member) = members.next().await? {
+            cx.check_cancelled()?;
+            extracted.members += 1;
+            match member.meta.kind {
+                Kind::Symlink(_) => links.push(member),
+                _ => extracted.bytes += write_member(&mut tree, member).await?,
+            }
+        }
+    }
+    for link in links {
+        if let Kind::Symlink(target) = link.meta.kind.clone() {
+            tree.symbolic_link(&link.path, &target, &link.meta)?;
+        }
+    }
+    let delivered = delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let short = selected.declared(name).into_iter().find(|(key, declared)| delivered.counts.get(key).copied().unwrap_or_default() != *declared);
+    match short {
+        None => tree.sync(),
+        Some((key, _)) => Err(Error::corrupt(format!("unit `{name}/{}` holds less than the index declares", selected.unit_name(key.0)))),
+    }
+}
+
+/// Writes a file, hard link or folder; returns the bytes of its body. Anything else is refused.
+pub async fn write_member(tree: &mut Tree, member: Member) -> Result<u64> {
+    match &member.meta.kind {
+        Kind::File if tree.link_to_inode(&member.path, &member.meta)? => Ok(member.len.unwrap_or(0)),
+        Kind::File => write_file(tree, &member.path.clone(), member).await,
+        Kind::Hardlink(target) => tree.hard_link(&member.path, target).map(|()| 0),
+        Kind::Directory => tree.folder_meta(&member.path, &member.meta).map(|()| 0),
+        Kind::Symlink(target) => tree.symbolic_link(&member.path, target, &member.meta).map(|()| 0),
+        Kind::Other(flag) => Err(Error::corrupt(format!("`{}` is a device or something else that no archive of bk holds (type {flag})", member.path))),
+    }
+}
+
+async fn write_file(tree: &mut Tree, path: &MemberPath, member: Member) -> Result<u64> {
+    let mut writing = tree.begin(path)?;
+    let written = match member.body {
+        Body::Whole(bytes) => writing.write(&bytes),
+        Body::Stream(mut stream) => loop {
+            match stream.next().await {
+                Ok(Some(chunk)) => {
+                    if let Err(error) = writing.write(&chunk) {
+                        break Err(error);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        },
+    };
+    match written {
+        Ok(()) => tree.finish(writing, &member.meta),
+        Err(error) => {
+            writing.discard();
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! One restore: choose, plan, verify what will be read, write, count, compare. Plan in, report out.
+
+pub mod input;
+pub mod select;
+
+use crate::archive::format::Stage;
+use crate::archive::read_at::{ReadAt, SinkReadAt};
+use crate::archive::reader::{Copies, Picked};
+use crate::archive::tail::Opened;
+use crate::catalog::{Catalogue, Wish};
+use crate::config::{Config, SinkInstance, SourceInstance};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result, conflict, settings};
+use crate::event::Event;
+use crate::plan::{RestorePlan, Target};
+use crate::report::{Cause, Class, RestoreReport, RestoredReport};
+use crate::selector::{Selection, parse_into};
+use crate::source::{Existing, RestoreOptions, Tally};
+use futures::future::join_all;
+use input::{Delivered, Input, UnitCount};
+use jiff::tz::TimeZone;
+use select::Selected;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// What a person asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Which archive.
+    pub wish: Wish,
+    /// An archive that is a file here.
+    pub file: Option<PathBuf>,
+    /// What of it.
+    pub selection: Selection,
+    /// `--into`, as typed.
+    pub into: Vec<String>,
+    /// `--as old=new`, as typed.
+    pub renamed: Vec<String>,
+    /// `--existing`.
+    pub existing: Option<Existing>,
+    /// Skip the check of every selected block before the first byte is written.
+    pub no_verify_first: bool,
+    /// Go on when a sink does not answer.
+    pub offline_ok: bool,
+    /// Refuse when the target is the very server that the archive came from.
+    pub standby: bool,
+    /// Give back setuid and setgid bits.
+    pub keep_setuid: bool,
+    /// Write symbolic links that lead out.
+    pub outward_links: bool,
+}
+
+/// A restore that is planned and has touched nothing.
+pub struct Prepared<'a> {
+    /// What is about to happen.
+    pub plan: RestorePlan,
+    selected: Selected,
+    copies: Arc<Copies>,
+    sources: Vec<(String, &'a SourceInstance, RestoreOptions)>,
+    request: Request,
+    warnings: Vec<String>,
+}
+
+/// Opens the archive that is meant: the copy that is read first, and those that stand in.
+pub async fn open(cx: &Context, config: &Config, request: &Request) -> Result<(Chosen, Vec<String>)> {
+    if let Some(path) = &request.file {
+        let read = Arc::new(crate::archive::read_at::FileReadAt::open(path)?);
+        let opened = Opened::open(read).await.map_err(|e| e.within(format!("`{}`", path.display())))?;
+        let version = crate::name::compact(opened.manifest.created);
+        let chosen = Chosen { from: "file".into(), name: path.display().to_string(), version, copies: vec![("file".into(), Arc::new(opened))] };
+        return Ok((chosen, Vec::new()));
+    }
+    let sinks: Vec<SinkInstance> = match &request.wish.from {
+        Some(name) => vec![config.sink(name)?.clone()],
+        None => config.sinks.clone(),
+    };
+    let catalogue = Catalogue::read(cx, &sinks).await;
+    let mut warnings = Vec::new();
+    for (sink, error) in &catalogue.failures {
+        if !request.offline_ok {
+            return Err(error.duplicate().within(format!("could not list `{sink}`")).hint("name one sink with --from, or repeat with --offline-ok"));
+        }
+        warnings.push(format!("could not list `{sink}`: {error}"));
+    }
+    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let entries = catalogue.choose(&request.wish, &zone)?;
+    let mut copies = Vec::new();
+    let mut first_failure = None;
+    let mut chosen = None;
+    for entry in entries {
+        let Some(instance) = sinks.iter().find(|s| s.name == entry.sink) else { continue };
+        let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(cx.for_instance(&entry.sink), instance.sink.clone(), entry.stored.clone()));
+        match Opened::open(read).await {
+            Ok(opened) => {
+                chosen.get_or_insert_with(|| (entry.sink.clone(), entry.stored.name.clone(), entry.version()));
+                copies.push((entry.sink.clone(), Arc::new(opened)));
+            }
+            Err(error) => {
+                warnings.push(format!("`{}` on `{}`: {error}", entry.stored.name, entry.sink));
+                first_failure.get_or_insert(error.within(format!("`{}` on `{}`", entry.stored.name, entry.sink)));
+            }
+        }
+    }
+    match (chosen, first_failure) {
+        (Some((from, name, version)), _) => Ok((Chosen { from, name, version, copies }, warnings)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(crate::error::bug("an archive was chosen and is on no sink")),
+    }
+}
+
+/// An archive that was chosen and opened.
+pub struct Chosen {
+    /// The sink, or `file`.
+    pub from: String,
+    /// Its name there.
+    pub name: String,
+    /// Its version word.
+    pub version: String,
+    /// Copies by sink; the first is read.
+    pub copies: Vec<(String, Arc<Opened>)>,
+}
+
+/// Plans a restore. Reads, writes nothing.
+pub async fn prepare<'a>(cx: &Context, config: &'a Config, request: Request) -> Result<Prepared<'a>> {
+    let (chosen, mut warnings) = open(cx, config, &request).await?;
+    let opened = chosen.copies[0].1.clone();
+    let manifest = &opened.manifest;
+    if !manifest.complete && !request.wish.partial_too {
+        return Err(conflict(format!("the archive `{}` is partial: something named is missing in it", chosen.name)).hint("look with bk show, then repeat with --allow-partial"));
+    }
+    let selected = select::select(&opened, &request.selection).await?;
+    let id = crate::backup::draw_id()?;
+    let renamed = renames(&request.renamed)?;
+    let mut targets = Vec::new();
+    let mut sources = Vec::new();
+    let mut without_source = Vec::new();
+    let mut skipped = selected.skipped.clone();
+    for instance in &manifest.instances {
+        if !selected.has_instance(&instance.name) {
+            let why = if request.selection.touches_instance(&instance.name) { "nothing selected in it" } else { request.selection.why_not(&instance.name) };
+            skipped.push((instance.name.clone(), why.into()));
+            continue;
+        }
+        let name = renamed.get(&instance.name).unwrap_or(&instance.name);
+        let Some(source) = config.sources.iter().find(|s| s.name == *name) else {
+            without_source.push(instance.name.clone());
+            continue;
+        };
+        if source.plugin != instance.plugin && !(source.plugin == "files" && instance.plugin == "caddy" || source.plugin == "caddy" && instance.plugin == "files") {
+            return Err(conflict(format!("`{}` was backed up by the plugin `{}`, but `{name}` here is `{}`", instance.name, instance.plugin, source.plugin))
+                .hint(format!("map it with --as {}=NAME", instance.name)));
+        }
+        let health = source.source.check(&cx.for_instance(name)).await.map_err(|e| e.within(format!("the target `{name}`")))?;
+        warnings.extend(health.warnings.iter().map(|w| format!("`{name}`: {w}")));
+        if request.standby && health.identity == instance.identity {
+            return Err(conflict(format!("`{name}` is the very server that the archive came from ({})", health.describe)).hint("--standby restores only into another one"));
+        }
+        let options = options(&request, &instance.name, name, &id, &manifest.id, &selected)?;
+        targets.push(target(&instance.name, name, &health.describe, &options, &selected));
+        sources.push((instance.name.clone(), source, options));
+    }
+    into_are_used(&request.into, &sources)?;
+    let plan = RestorePlan {
+        id,
+        from: chosen.from,
+        name: chosen.name,
+        version: chosen.version,
+        archive: manifest.id.clone(),
+        created: manifest.created,
+        tool: manifest.tool.clone(),
+        complete: manifest.complete,
+        settings: config.path.display().to_string(),
+        targets,
+        skipped,
+        without_source,
+        reads_bytes: selected.stored_bytes(),
+        of_bytes: opened.stored_bytes(),
+    };
+    Ok(Prepared { plan, selected, copies: Arc::new(Copies::new(chosen.copies)), sources, request, warnings })
+}
+
+fn renames(typed: &[String]) -> Result<HashMap<String, String>> {
+    typed
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+            _ => Err(settings(format!("`--as {text}` is not understood")).hint("write --as OLD=NEW: the archive's instance, the one here")),
+        })
+        .collect()
+}
+
+fn options(request: &Request, archived: &str, here: &str, id: &str, archive: &str, selected: &Selected) -> Result<RestoreOptions> {
+    let mut options = RestoreOptions {
+        existing: request.existing,
+        into_group: Vec::new(),
+        into_place: None,
+        id: id.to_owned(),
+        archive: archive.to_owned(),
+        selected: selected.of_instance(archived),
+        forget_unfinished: false,
+        keep_setuid: request.keep_setuid,
+        outward_links: request.outward_links,
+    };
+    for typed in &request.into {
+        let (instance, group, to) = parse_into(typed)?;
+        if instance != archived && instance != here {
+            continue;
+        }
+        match group {
+            None => options.into_place = Some(PathBuf::from(to)),
+            Some(group) if options.selected.iter().any(|s| s.group == group) => options.into_group.push((group, to)),
+            Some(group) => return Err(crate::error::not_found(format!("`--into {typed}`: group `{group}` is not among what is restored"))),
+        }
+    }
+    Ok(options)
+}
+
+fn into_are_used(typed: &[String], sources: &[(String, &SourceInstance, RestoreOptions)]) -> Result<()> {
+    for text in typed {
+        let (instance, _, _) = parse_into(text)?;
+        if !sources.iter().any(|(archived, source, _)| *archived == instance || source.name == instance) {
+            return Err(crate::error::not_found(format!("`--into {text}`: `{instance}` is not among what is restored")).hint("bk show lists what an archive holds"));
+        }
+    }
+    Ok(())
+}
+
+fn target(instance: &str, name: &str, describe: &str, options: &RestoreOptions, selected: &Selected) -> Target {
+    let totals = selected.totals_of(instance);
+    let into = options.into_group.iter().map(|(from, to)| format!("{from} as {to}")).chain(options.into_place.iter().map(|p| format!("into {}", p.display())));
+    Target {
+        instance: instance.to_owned(),
+        source: name.to_owned(),
+        describe: describe.to_owned(),
+        existing: options.existing,
+        selected: options.selected.clone(),
+        units: totals.units,
+        rows: totals.rows,
+        bytes: totals.bytes,
+        into: into.collect(),
+    }
+}
+
+impl Prepared<'_> {
+    /// Writes. The report says everything, also after a failure.
+    pub async fn run(mut self, cx: &Context) -> RestoreReport {
+        let mut report = RestoreReport {
+            id: self.plan.id.clone(),
+            archive: self.plan.archive.clone(),
+            restored: Vec::new(),
+            skipped: self.plan.skipped.clone(),
+            healed: Vec::new(),
+            warnings: std::mem::take(&mut self.warnings),
+            repeat: None,
+            causes: Vec::new(),
+        };
+        for name in &self.plan.without_source {
+            let mut cause = Cause::partial(name, "the archive has it, but there is no source of that name here");
+            cause.hint = Some(format!("repeat with --exclude {name}, or map it with --as {name}=NAME"));
+            report.causes.push(cause);
+        }
+        if let Err(error) = self.verify_first(cx).await {
+            report.causes.push(Cause::new(&self.plan.name, &error));
+            return report;
+        }
+        let sources = std::mem::take(&mut self.sources);
+        let results = join_all(sources.iter().map(|(instance, source, options)| self.restore_one(cx, instance, source, options))).await;
+        for ((instance, source, _), result) in sources.iter().zip(results) {
+            match result {
+                Ok((restored, causes, warnings)) => {
+                    report.restored.push(restored);
+                    report.causes.extend(causes);
+                    report.warnings.extend(warnings);
+                }
+                Err(error) => {
+                    report.repeat = Some(self.repeat(instance));
+                    report.causes.push(Cause::new(&source.name, &error));
+                }
+            }
+        }
+        report.healed = self.copies.healed();
+        report.causes.sort_by_key(|cause| cause.class);
+        report
+    }
+
+    fn repeat(&self, instance: &str) -> String {
+        format!("bk restore --from {} --version {} --only {instance}", self.plan.from, self.plan.version)
+    }
+
+    /// Every selected block's stored sum, before the first byte is written.
+    async fn verify_first(&self, cx: &Context) -> Result<()> {
+        if self.request.no_verify_first {
+            return Ok(());
+        }
+        cx.tell(&Event::Phase("verifying"));
+        let bad = self.copies.verify(&self.selected.picked).await?;
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let touched = self.selected.units_in(&bad);
+        let excludes: Vec<_> = touched.iter().map(|unit| format!("--exclude '{unit}'")).collect();
+        Err(Error::corrupt(format!("{} damaged blocks, and no other sink has them whole; they touch {}. Nothing was written", bad.len(), touched.join(", ")))
+            .hint(format!("this restores the rest: bk restore --from {} --version {} {}", self.plan.from, self.plan.version, excludes.join(" "))))
+    }
+
+    async fn restore_one(&self, cx: &Context, instance: &str, source: &SourceInstance, options: &RestoreOptions) -> Result<(RestoredReport, Vec<Cause>, Vec<String>)> {
+        let cx = cx.for_instance(&source.name);
+        cx.tell(&Event::Phase("restoring"));
+        let began = std::time::Instant::now();
+        let delivered = Arc::new(Mutex::new(Delivered { declared: self.selected.declared(instance), ..Delivered::default() }));
+        let input = self.input(&cx, instance, delivered.clone())?;
+        let expected = input.counts.clone();
+        let tally = source.source.restore(&cx, input, options).await?;
+        cx.tell(&Event::Done);
+        if let Some(failure) = &delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).failure {
+            return Err(failure.duplicate());
+        }
+        let mut causes = Vec::new();
+        self.compare_delivered(instance, &delivered)?;
+        compare_tally(&source.name, &expected, &tally, &mut causes);
+        causes.extend(tally.failed.iter().map(|what| Cause::partial(&source.name, what.clone())));
+        let totals = self.selected.totals_of(instance);
+        let restored = RestoredReport {
+            name: source.name.clone(),
+            units: totals.units,
+            rows: tally.units.iter().map(|u| u.rows).sum(),
+            members: tally.units.iter().map(|u| u.members).sum(),
+            bytes: tally.units.iter().map(|u| u.bytes).sum(),
+            kept: tally.kept,
+            milliseconds: began.elapsed().as_millis() as u64,
+        };
+        Ok((restored, causes, tally.warnings))
+    }
+
+    fn input(&self, cx: &Context, instance: &str, delivered: Arc<Mutex<Delivered>>) -> Result<Input> {
+        let archived = self.copies.first().manifest.instance(instance).ok_or_else(|| crate::error::bug("an instance that the manifest does not know"))?;
+        let mut picked: HashMap<Stage, Vec<Picked>> = HashMap::new();
+        for block in self.selected.blocks_of(instance) {
+            picked.entry(block.stage).or_default().push(block.clone());
+        }
+        Ok(Input {
+            cx: cx.clone(),
+            instance: instance.into(),
+            facts: archived.facts.clone(),
+            unit_names: self.selected.unit_names(),
+            counts: self.selected.counts_of(instance),
+            failed: self.selected.failed_of(instance),
+            copies: self.copies.clone(),
+            picked,
+            delivered,
+        })
+    }
+
+    /// What came out of the archive is what its index promises.
+    fn compare_delivered(&self, instance: &str, delivered: &Mutex<Delivered>) -> Result<()> {
+        let delivered = delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (key, declared) in self.selected.declared(instance) {
+            let got = delivered.counts.get(&key).copied().unwrap_or_default();
+            if got != declared {
+                let unit = self.selected.unit_name(key.0);
+                return Err(Error::corrupt(format!(
+                    "unit `{instance}/{unit}` should have {} members and {} bytes, the archive holds {} and {}",
+                    declared.0, declared.1, got.0, got.1
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the target acknowledged, against the manifest: a difference is a failure, not a warning.
+fn compare_tally(source: &str, expected: &[UnitCount], tally: &Tally, causes: &mut Vec<Cause>) {
+    let mut got: BTreeMap<(&str, &str, Stage), (u64, u64)> = BTreeMap::new();
+    for unit in &tally.units {
+        let sum = got.entry((&unit.group, &unit.name, unit.stage)).or_default();
+        *sum = (sum.0 + unit.rows, sum.1 + unit.members);
+    }
+    let mut wrong = 0_u64;
+    let mut first = None;
+    for unit in expected {
+        let got = got.get(&(unit.group.as_str(), unit.name.as_str(), unit.stage)).copied().unwrap_or_default();
+        if got != (unit.rows, unit.members) {
+            wrong += 1;
+            first.get_or_insert_with(|| format!("`{}/{}`: {} of {} rows, {} of {} members", unit.group, unit.name, got.0, unit.rows, got.1, unit.members));
+        }
+    }
+    if let Some(first) = first
+        && tally.failed.is_empty()
+    {
+        let error = Error::new(ErrorKind::Plugin, format!("{wrong} units came back other than they were counted at backup; first {first}"));
+        causes.push(Cause::of(Class::Failed, source, &error));
+    }
+}
+
+/// Forgets the mark of an unfinished restore of one instance.
+pub async fn forget_unfinished(cx: &Context, config: &Config, name: &str) -> Result<()> {
+    let source = config.sources.iter().find(|s| s.name == name).ok_or_else(|| settings(format!("there is no source `{name}`")))?;
+    let options = RestoreOptions {
+        existing: None,
+        into_group: Vec::new(),
+        into_place: None,
+        id: crate::backup::draw_id()?,
+        archive: String::new(),
+        selected: Vec::new(),
+        forget_unfinished: true,
+        keep_setuid: false,
+        outward_links: false,
+    };
+    let cx = cx.for_instance(name);
+    let input = Input::empty(&cx);
+    source.source.restore(&cx, input, &options).await.map(drop)
+}

@@ -1,0 +1,238 @@
+//! What a selection means in one archive: which blocks, which units, how much, and what is left out.
+
+use crate::archive::format::{BlockLine, Stage, UnitLine};
+use crate::archive::reader::Picked;
+use crate::archive::tail::{Line, Opened};
+use crate::error::{Error, Result};
+use crate::manifest::Totals;
+use crate::restore::input::UnitCount;
+use crate::selector::{Matched, Selection};
+use crate::source::Selected as SelectedUnit;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// An archive's part that is selected.
+pub struct Selected {
+    /// Blocks in the order of the file.
+    pub picked: Vec<Picked>,
+    /// Units that were left out although their group is taken, with the reason.
+    pub skipped: Vec<(String, String)>,
+    units: Vec<Unit>,
+    names: Arc<Vec<(String, String)>>,
+    counts: Vec<(u32, UnitCount)>,
+    failed: BTreeMap<String, Vec<(String, String)>>,
+    groups: BTreeMap<(String, String), Group>,
+}
+
+struct Unit {
+    instance: String,
+    group: String,
+    name: String,
+}
+
+/// What of a group is selected.
+#[derive(Default)]
+struct Group {
+    taken: bool,
+    left_out: bool,
+    units: BTreeSet<String>,
+}
+
+/// Gathers while the index goes by.
+#[derive(Default)]
+struct Gathering {
+    ids: HashMap<(String, String, String), u32>,
+    units: Vec<Unit>,
+    picked: Vec<Picked>,
+    lines: Vec<(u32, UnitLine)>,
+    groups: BTreeMap<(String, String), Group>,
+    failed: HashSet<u32>,
+    failed_names: BTreeMap<String, Vec<(String, String)>>,
+}
+
+/// Reads the index once and picks.
+pub async fn select(opened: &Opened, selection: &Selection) -> Result<Selected> {
+    let mut gathering = Gathering::default();
+    let mut matched = Matched::new(selection);
+    for instance in &opened.manifest.instances {
+        matched.see_instance(&instance.name);
+    }
+    let mut lines = opened.lines().await?;
+    while let Some(batch) = lines.next_piece().await? {
+        for line in batch {
+            match line {
+                Line::Block(block) => gathering.block(opened, selection, &block)?,
+                Line::Unit(unit) => {
+                    matched.see(&unit.instance, &unit.group, &unit.name);
+                    gathering.unit(selection, unit);
+                }
+            }
+        }
+    }
+    matched.finish()?;
+    Ok(gathering.finish())
+}
+
+impl Gathering {
+    fn id(&mut self, instance: &str, group: &str, name: &str) -> u32 {
+        let key = (instance.to_owned(), group.to_owned(), name.to_owned());
+        if let Some(id) = self.ids.get(&key) {
+            return *id;
+        }
+        let id = self.units.len() as u32;
+        self.units.push(Unit { instance: key.0.clone(), group: key.1.clone(), name: key.2.clone() });
+        self.ids.insert(key, id);
+        id
+    }
+
+    /// What makes a group (unit "") is taken for now; `finish` drops it where nothing else of its group is.
+    fn block(&mut self, opened: &Opened, selection: &Selection, line: &BlockLine) -> Result<()> {
+        let (Some(instance), Some(stage)) = (&line.instance, line.stage) else { return Ok(()) };
+        let mut ranges = Vec::new();
+        for (group, name, from, to) in &line.units {
+            if name.is_empty() || selection.takes(instance, group, name) {
+                ranges.push((self.id(instance, group, name), *from as u32, *to as u32));
+            }
+        }
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let record = opened.record(line.n).ok_or_else(|| Error::corrupt("the index speaks of a block beyond the last"))?;
+        self.picked.push(Picked::new(line, record, stage, ranges)?);
+        Ok(())
+    }
+
+    fn unit(&mut self, selection: &Selection, line: UnitLine) {
+        let takes = selection.takes(&line.instance, &line.group, &line.name);
+        let group = self.groups.entry((line.instance.clone(), line.group.clone())).or_default();
+        if takes {
+            group.taken = true;
+        } else if !line.name.is_empty() {
+            group.left_out = true;
+        }
+        if takes && !line.name.is_empty() {
+            group.units.insert(line.name.clone());
+        }
+        if takes || line.name.is_empty() {
+            let id = self.id(&line.instance, &line.group, &line.name);
+            if line.failed.is_some() && self.failed.insert(id) {
+                self.failed_names.entry(line.instance.clone()).or_default().push((line.group.clone(), line.name.clone()));
+            }
+            self.lines.push((id, line));
+        }
+    }
+
+    fn finish(mut self) -> Selected {
+        let taken: HashSet<u32> = self
+            .units
+            .iter()
+            .enumerate()
+            .filter(|(id, unit)| {
+                let group = self.groups.get(&(unit.instance.clone(), unit.group.clone()));
+                group.is_some_and(|g| g.taken) && !self.failed.contains(&(*id as u32))
+            })
+            .map(|(id, _)| id as u32)
+            .collect();
+        for block in &mut self.picked {
+            block.ranges.retain(|(unit, _, _)| taken.contains(unit));
+        }
+        self.picked.retain(|block| !block.ranges.is_empty());
+        self.picked.sort_by_key(|block| block.n);
+        let counts = self.lines.iter().filter(|(id, _)| taken.contains(id)).map(|(id, line)| (*id, count(line))).collect();
+        let skipped = self
+            .failed_names
+            .iter()
+            .flat_map(|(instance, units)| units.iter().map(move |(group, name)| (format!("{instance}/{group}/{name}"), "it failed when it was backed up".to_owned())))
+            .collect();
+        let names = Arc::new(self.units.iter().map(|u| (u.group.clone(), u.name.clone())).collect());
+        Selected { picked: self.picked, skipped, units: self.units, names, counts, failed: self.failed_names, groups: self.groups }
+    }
+}
+
+fn count(line: &UnitLine) -> UnitCount {
+    UnitCount { group: line.group.clone(), name: line.name.clone(), stage: line.stage, members: line.members, rows: line.rows, bytes: line.bytes }
+}
+
+impl Selected {
+    /// Whether anything of this instance is selected.
+    pub fn has_instance(&self, instance: &str) -> bool {
+        self.counts.iter().any(|(id, _)| self.units[*id as usize].instance == instance)
+    }
+
+    /// Selected groups and units, as a source and its mark need them.
+    pub fn of_instance(&self, instance: &str) -> Vec<SelectedUnit> {
+        let mut selected = Vec::new();
+        for ((of, group), what) in self.groups.iter().filter(|((of, _), what)| of == instance && what.taken) {
+            debug_assert_eq!(of, instance);
+            if what.left_out {
+                selected.extend(what.units.iter().map(|unit| SelectedUnit { group: group.clone(), unit: Some(unit.clone()) }));
+            } else {
+                selected.push(SelectedUnit { group: group.clone(), unit: None });
+            }
+        }
+        selected
+    }
+
+    /// Blocks that hold anything selected of this instance, with those parts only.
+    pub fn blocks_of<'a>(&'a self, instance: &'a str) -> impl Iterator<Item = &'a Picked> {
+        self.picked.iter().filter(move |block| block.ranges.first().is_some_and(|(unit, _, _)| self.units[*unit as usize].instance == instance))
+    }
+
+    /// Counts per unit and stage.
+    pub fn counts_of(&self, instance: &str) -> Vec<UnitCount> {
+        self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance).map(|(_, count)| count.clone()).collect()
+    }
+
+    /// Members and bytes per unit and stage.
+    pub fn declared(&self, instance: &str) -> HashMap<(u32, Stage), (u64, u64)> {
+        let of = self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance);
+        of.map(|(id, count)| ((*id, count.stage), (count.members, count.bytes))).collect()
+    }
+
+    /// Units that failed at backup.
+    pub fn failed_of(&self, instance: &str) -> Vec<(String, String)> {
+        self.failed.get(instance).cloned().unwrap_or_default()
+    }
+
+    /// Sums over the instance.
+    pub fn totals_of(&self, instance: &str) -> Totals {
+        let mut totals = Totals::default();
+        let mut seen = HashSet::new();
+        for (id, count) in self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance) {
+            if !count.name.is_empty() && seen.insert(*id) {
+                totals.units += 1;
+            }
+            totals.members += count.members;
+            totals.rows += count.rows;
+            totals.bytes += count.bytes;
+        }
+        totals
+    }
+
+    /// Group and unit by the number that ranges carry.
+    pub fn unit_names(&self) -> Arc<Vec<(String, String)>> {
+        self.names.clone()
+    }
+
+    /// `group/unit` by number.
+    pub fn unit_name(&self, id: u32) -> String {
+        self.units.get(id as usize).map(|u| format!("{}/{}", u.group, u.name)).unwrap_or_default()
+    }
+
+    /// Units that lie in these blocks, as selectors.
+    pub fn units_in(&self, blocks: &[u32]) -> Vec<String> {
+        let touched: BTreeSet<String> = self
+            .picked
+            .iter()
+            .filter(|block| blocks.contains(&block.n))
+            .flat_map(|block| block.ranges.iter().map(|(unit, _, _)| &self.units[*unit as usize]))
+            .map(|unit| if unit.name.is_empty() { format!("{}/{}", unit.instance, unit.group) } else { format!("{}/{}/{}", unit.instance, unit.group, unit.name) })
+            .collect();
+        touched.into_iter().collect()
+    }
+
+    /// Stored bytes of the picked blocks.
+    pub fn stored_bytes(&self) -> u64 {
+        self.picked.iter().map(Picked::stored_bytes).sum()
+    }
+}

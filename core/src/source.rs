@@ -1,0 +1,186 @@
+//! What is backed up: the contract of a source.
+//!
+//! A source is asked `check` (reads only), `snapshot` (fixes a point in time and returns), then the snapshot is written stage by stage and
+//! closed, whatever happened. `restore` gets the members back in the same stages and says, unit by unit, what the target acknowledged.
+//! Retries of whole steps, progress, hashing, compression, naming and memory belong to the engine, never to a source.
+
+pub use crate::archive::format::Stage;
+pub use crate::archive::lane::{Counted, Lane, Output, Reader};
+pub use crate::archive::memory::Reserved;
+pub use crate::archive::tar::{Kind, Meta};
+pub use crate::restore::input::{Body, Input, Member, Members, UnitCount};
+use crate::context::Context;
+use crate::error::Result;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Something that can be backed up and put back.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Reads only, takes seconds. Could a backup and a restore start now: reachable, version, every grant, who is it?
+    async fn check(&self, cx: &Context) -> Result<Health>;
+
+    /// Fixes the point in time and returns at once; reading comes later. May run again after it failed.
+    async fn snapshot(&self, cx: &Context, how: &SnapshotOptions) -> Result<Box<dyn Snapshot>>;
+
+    /// Puts members back, stage by stage, and counts what the target acknowledged. May run twice with the same input.
+    async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally>;
+
+    /// Things that `bk` did not make: is this member, lone file or folder entry mine, in which stages, what units?
+    fn claim(&self, _what: &Candidate) -> Vec<Claim> {
+        Vec::new()
+    }
+}
+
+/// A fixed point in time, to be read.
+#[async_trait]
+pub trait Snapshot: Send {
+    /// Which point: instant, consistency, position.
+    fn at(&self) -> PointInTime;
+
+    /// Whether something waits for `Stage::Large`. If not, the snapshot is closed before that stage.
+    fn large(&self) -> bool {
+        false
+    }
+
+    /// Writes one stage. The engine closes all lanes between stages. Units that cannot be written are failed by name and the rest goes on;
+    /// an error fails the instance.
+    async fn write(&mut self, cx: &Context, stage: Stage, out: &Output) -> Result<()>;
+
+    /// Always called, also after failure and cancellation, with its own 30 s: unlock, drop, delete what the snapshot holds.
+    async fn close(self: Box<Self>, cx: &Context) -> Result<Facts>;
+}
+
+/// What `check` found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// Who it is, stable over restarts: a server's uuid, a folder's device and path. Compared before a restore replaces anything.
+    pub identity: String,
+    /// For people: `MariaDB 10.11.19 on db.example.org`, `/data/caddy`.
+    pub describe: String,
+    /// Things that need a look.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Options of a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotOptions {
+    /// Facts of an earlier archive, where the source can go on from them.
+    pub since: Option<Facts>,
+    /// Ends of patience for the whole snapshot.
+    pub time_limit: Option<std::time::Duration>,
+}
+
+/// Which point in time a snapshot shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PointInTime {
+    /// The instant.
+    pub instant: Timestamp,
+    /// `snapshot`: all of it at this instant; `none`: each thing as it was when it was read; a source may know more words.
+    pub consistency: String,
+    /// Where a log stands at that instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<String>,
+}
+
+/// What a source must remember for its restore: at most 64 KiB of JSON. What is per unit is a member of that unit instead.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Layout of the members, a number of the source's own.
+    pub layout: u32,
+    /// What the run selected (include, exclude, databases…): a restore never drops what the backup left out.
+    #[serde(default)]
+    pub selection: Value,
+    /// Everything else.
+    #[serde(default)]
+    pub more: Value,
+    /// Lines for people, which `bk show` prints.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Things that need a look.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// What a restore does with things that are there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Existing {
+    /// Stop before anything is written.
+    Refuse,
+    /// The archive wins, the rest stays.
+    Merge,
+    /// What is selected ends equal to the archive.
+    Replace,
+}
+
+/// Options of a restore.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// What to do with things that are there; nothing: the source's own default.
+    pub existing: Option<Existing>,
+    /// New names: group to group, in the words of `--into instance/group=new`.
+    pub into_group: Vec<(String, String)>,
+    /// Another place altogether: `--into instance=PLACE`.
+    pub into_place: Option<PathBuf>,
+    /// Names this restore in its mark and in reports.
+    pub id: String,
+    /// The archive it comes from.
+    pub archive: String,
+    /// What is selected: whole groups (no unit) and single units. The mark in the target holds it.
+    pub selected: Vec<Selected>,
+    /// Forget the mark of an unfinished restore, write nothing else.
+    pub forget_unfinished: bool,
+    /// Give back setuid and setgid bits.
+    pub keep_setuid: bool,
+    /// Write symbolic links that lead out of their folder.
+    pub outward_links: bool,
+}
+
+/// A group selected whole, or one unit of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Selected {
+    /// The group.
+    pub group: String,
+    /// The unit; nothing: all of the group.
+    pub unit: Option<String>,
+}
+
+/// What the target acknowledged, unit by unit.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Per group, unit and stage.
+    pub units: Vec<UnitCount>,
+    /// Units or entries that were there, are not in the archive, and were kept on purpose.
+    pub kept: Vec<String>,
+    /// Things that were not restored, with the reason; each makes the restore partial.
+    pub failed: Vec<String>,
+    /// Things that need a look.
+    pub warnings: Vec<String>,
+}
+
+/// A member, a lone file or a folder's entry that `bk` did not write.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Path as it stands.
+    pub path: String,
+    /// Bytes.
+    pub len: u64,
+    /// First 4 KiB, decompressed.
+    pub head: Vec<u8>,
+    /// Names of what lies beside it.
+    pub beside: Vec<String>,
+}
+
+/// A source's word that it can restore a foreign thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// In which stage.
+    pub stage: Stage,
+    /// Group and unit that it makes.
+    pub unit: (String, String),
+}

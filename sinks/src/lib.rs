@@ -1,0 +1,4 @@
+//! Where archives lie: one module and one cargo feature for each sink. `README.md` shows how to write one, by the example of `local`.
+
+#[cfg(feature = "local")]
+pub mod local;

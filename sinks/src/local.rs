@@ -1,0 +1,514 @@
+//! A folder: a persistent volume, a mounted disk.
+//!
+//! An archive is written to a part in the same folder, synced, and gets its name in one step that fails when the name is taken. The part is
+//! locked while its writer lives; a part that can be locked by another run is left over, and cleaned.
+
+use async_trait::async_trait;
+use bk_core::context::Context;
+use bk_core::error::{Error, ErrorKind, Result, bug};
+use bk_core::name::{ArchiveName, compact};
+use bk_core::plugin::Plugin;
+use bk_core::settings::Settings;
+use bk_core::sink::{Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was};
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock};
+use rustix::io::Errno;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const PART_PREFIX: &str = ".bk-part.";
+/// Room that must be left while an archive is written.
+const RESERVE_BYTES: u64 = 4 << 20;
+/// How often the room is looked at.
+const LOOK_EVERY_BYTES: u64 = 64 << 20;
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Settings of the sink `local`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalSettings {
+    /// The folder; made where it is missing. Relative to the settings file.
+    pub path: PathBuf,
+}
+
+/// The plugin.
+pub fn plugin() -> Plugin<dyn Sink> {
+    Plugin {
+        name: "local".into(),
+        about: "a folder: a persistent volume, a mounted disk".into(),
+        schema: Arc::new(|| schemars::schema_for!(LocalSettings)),
+        build: Arc::new(|settings: Settings| {
+            let parsed: LocalSettings = settings.parse()?;
+            Ok(Arc::new(Local::new(settings.path(&parsed.path))))
+        }),
+    }
+}
+
+/// A step of writing and publishing, in order. Tests stop a run before each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Make the part.
+    CreatePart,
+    /// Write to it.
+    Write,
+    /// Sync it.
+    SyncPart,
+    /// Write the sum file under a temporary name.
+    WriteSums,
+    /// Give the archive its name.
+    ClaimName,
+    /// Give the sum file its name.
+    NameSums,
+    /// Sync the folder.
+    SyncFolder,
+}
+
+impl Step {
+    /// All steps, in order.
+    pub const ALL: [Self; 7] = [Self::CreatePart, Self::Write, Self::SyncPart, Self::WriteSums, Self::ClaimName, Self::NameSums, Self::SyncFolder];
+}
+
+/// Called before each step; an error stands for the step's own failure.
+pub type StepHook = Arc<dyn Fn(Step) -> std::io::Result<()> + Send + Sync>;
+
+/// The sink.
+#[derive(Clone)]
+pub struct Local {
+    folder: PathBuf,
+    hook: StepHook,
+}
+
+impl Local {
+    /// Archives lie in `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, hook: Arc::new(|_| Ok(())) }
+    }
+
+    /// The same with a hook before each step, for tests by fault.
+    #[must_use]
+    pub fn with_hook(self, hook: StepHook) -> Self {
+        Self { hook, ..self }
+    }
+
+    fn step(&self, step: Step) -> Result<()> {
+        (self.hook)(step).map_err(|e| Error::io("write to", &self.folder, e))
+    }
+
+    fn path_of(&self, name: &str) -> Result<PathBuf> {
+        let plain = !name.is_empty() && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        if plain { Ok(self.folder.join(name)) } else { Err(bug(format!("`{name}` is no name in a folder"))) }
+    }
+
+    fn ensure_folder(&self) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| Error::io("make the folder", &self.folder, e))
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.folder).map_err(|e| Error::io("look at", &self.folder, e.into()))?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    /// Removes parts of this site whose writer is gone: nobody holds their lock.
+    fn clean_parts(&self, site: &str) -> Result<()> {
+        let prefix = format!("{PART_PREFIX}{site}.");
+        for entry in read_folder(&self.folder)? {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            let Ok(file) = File::open(entry.path()) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && std::fs::remove_file(entry.path()).is_ok() {
+                tracing::info!(part = %entry.path().display(), "removed a part whose writer is gone");
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self, name: &str) -> Result<Stored> {
+        let path = self.path_of(name)?;
+        let meta = std::fs::metadata(&path).map_err(|e| Error::io("look at", &path, e))?;
+        let modified = Timestamp::new(meta.mtime(), meta.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH);
+        Ok(Stored {
+            name: name.to_owned(),
+            version: String::new(),
+            bytes: meta.len(),
+            modified,
+            etag: format!("{}-{}-{}.{:09}", meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+        })
+    }
+
+    fn create_now(&self, site: &str, name: &ArchiveName, hint: SizeHint) -> Result<LocalUpload> {
+        self.ensure_folder()?;
+        self.clean_parts(site)?;
+        let free = self.free_bytes()?;
+        let wanted = hint.previous_bytes.unwrap_or(0) + RESERVE_BYTES;
+        if free < wanted {
+            return Err(no_space(&self.folder, free).hint(format!("make room for {wanted} bytes, as much as the newest archive has")));
+        }
+        self.step(Step::CreatePart)?;
+        let part = Part::create(&self.folder, &format!("{PART_PREFIX}{site}.{}", compact(name.start)))?;
+        Ok(LocalUpload { local: self.clone(), part: Some(part), written: 0, looked: 0 })
+    }
+}
+
+fn no_space(folder: &Path, free: u64) -> Error {
+    Error::new(ErrorKind::NoSpace, format!("`{}` has only {free} bytes left", folder.display()))
+}
+
+fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.collect::<std::io::Result<_>>().map_err(|e| Error::io("list", folder, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io("list", folder, e)),
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync the folder", folder, e))
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(bug(format!("file work ended: {e}"))))
+}
+
+/// A locked temporary file that goes with its owner.
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+impl Part {
+    fn create(folder: &Path, prefix: &str) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        for _ in 0..100 {
+            let mut chance = DefaultHasher::new();
+            (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed), std::time::Instant::now()).hash(&mut chance);
+            let path = folder.join(format!("{prefix}.{:016x}", chance.finish()));
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file: File = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => file.into(),
+                Err(Errno::EXIST) => continue,
+                Err(error) => return Err(Error::io("write", &path, error.into())),
+            };
+            // A file system without locks still works; its parts are then cleaned by hand.
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            let still_there = file.metadata().is_ok_and(|meta| meta.nlink() > 0);
+            if still_there && locked != Err(Errno::WOULDBLOCK) {
+                return Ok(Self { path, file });
+            }
+        }
+        Err(Error::new(ErrorKind::Locked, format!("could not make a part in `{}`", folder.display())))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Renamed or removed already is the good case; what stays is cleaned by the next run.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// An archive on its way into the folder.
+struct LocalUpload {
+    local: Local,
+    part: Option<Part>,
+    written: u64,
+    looked: u64,
+}
+
+impl LocalUpload {
+    fn write_now(&mut self, chunk: &[u8]) -> Result<()> {
+        self.local.step(Step::Write)?;
+        if self.written >= self.looked + LOOK_EVERY_BYTES {
+            self.looked = self.written;
+            let free = self.local.free_bytes()?;
+            if free < RESERVE_BYTES {
+                return Err(no_space(&self.local.folder, free));
+            }
+        }
+        let part = self.part.as_mut().ok_or_else(|| bug("an upload was used after its end"))?;
+        part.file.write_all(chunk).map_err(|e| Error::io("write to", &self.local.folder, e))?;
+        self.written += chunk.len() as u64;
+        Ok(())
+    }
+
+    fn publish_now(mut self, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
+        let part = self.part.take().ok_or_else(|| bug("an upload was published twice"))?;
+        let local = &self.local;
+        local.step(Step::SyncPart)?;
+        part.file.sync_all().map_err(|e| Error::io("sync", &part.path, e))?;
+        for candidate in name.candidates(seal.complete) {
+            let target = local.path_of(&candidate)?;
+            if target.symlink_metadata().is_ok() {
+                continue;
+            }
+            local.step(Step::WriteSums)?;
+            let sums = write_sums(&local.folder, &seal.site, &seal.sum_file(&candidate))?;
+            local.step(Step::ClaimName)?;
+            if !claim(&part.path, &target)? {
+                continue;
+            }
+            local.step(Step::NameSums)?;
+            let sums_path = local.path_of(&format!("{candidate}.sha256"))?;
+            std::fs::rename(&sums.path, &sums_path).map_err(|e| Error::io("name", &sums_path, e))?;
+            local.step(Step::SyncFolder)?;
+            sync_folder(&local.folder)?;
+            return local.stored(&candidate);
+        }
+        Err(bug("candidates for a name never end"))
+    }
+}
+
+fn write_sums(folder: &Path, site: &str, text: &str) -> Result<Part> {
+    let mut part = Part::create(folder, &format!("{PART_PREFIX}{site}.sums"))?;
+    part.file.write_all(text.as_bytes()).and_then(|()| part.file.sync_all()).map_err(|e| Error::io("write", &part.path, e))?;
+    Ok(part)
+}
+
+/// Gives the part its name in one step; false when the name is taken. Nothing published is ever overwritten.
+fn claim(part: &Path, target: &Path) -> Result<bool> {
+    match rustix::fs::renameat_with(CWD, part, CWD, target, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match rustix::fs::linkat(CWD, part, CWD, target, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(error) => Err(Error::io("name", target, error.into())),
+        },
+        Err(error) => Err(Error::io("name", target, error.into())),
+    }
+}
+
+#[async_trait]
+impl Upload for LocalUpload {
+    async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        let mut this = Self { local: self.local.clone(), part: self.part.take(), written: self.written, looked: self.looked };
+        let (this, written) = blocking(move || {
+            let written = this.write_now(&chunk);
+            Ok((this, written))
+        })
+        .await?;
+        *self = this;
+        written
+    }
+
+    async fn publish(self: Box<Self>, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
+        let (name, seal) = (name.clone(), seal.clone());
+        blocking(move || self.publish_now(&name, &seal)).await
+    }
+
+    async fn abort(self: Box<Self>) -> Result<()> {
+        blocking(move || {
+            drop(self);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Sink for Local {
+    fn abilities(&self) -> Abilities {
+        Abilities { ranges: true, rename: true, place: true, exclusive_create: true, ..Abilities::default() }
+    }
+
+    async fn check(&self, _cx: &Context) -> Result<Health> {
+        let this = self.clone();
+        blocking(move || {
+            this.ensure_folder()?;
+            if rustix::fs::access(&this.folder, rustix::fs::Access::WRITE_OK).is_err() {
+                return Err(Error::new(ErrorKind::Denied, format!("`{}` is not writable", this.folder.display())));
+            }
+            let free = this.free_bytes()?;
+            if free < RESERVE_BYTES {
+                return Err(no_space(&this.folder, free));
+            }
+            let path = this.folder.canonicalize().map_err(|e| Error::io("look at", &this.folder, e))?;
+            Ok(Health { identity: path.display().to_string(), describe: path.display().to_string(), warnings: Vec::new() })
+        })
+        .await
+    }
+
+    async fn create(&self, cx: &Context, name: &ArchiveName, hint: SizeHint) -> Result<Box<dyn Upload>> {
+        let (this, site, name) = (self.clone(), cx.site.clone(), name.clone());
+        let upload = blocking(move || this.create_now(&site, &name, hint)).await?;
+        Ok(Box::new(upload))
+    }
+
+    async fn list(&self, _cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
+        let (this, prefix) = (self.clone(), filter.prefix.clone());
+        blocking(move || {
+            let mut found = Vec::new();
+            for entry in read_folder(&this.folder)? {
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                if !name.starts_with(&prefix) || !looks_like_an_archive(&name) || !entry.path().is_file() {
+                    continue;
+                }
+                match this.stored(&name) {
+                    Ok(stored) => found.push(stored),
+                    // Deleted by another run since the folder was read.
+                    Err(error) if error.kind == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn read(&self, _cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
+        let path = self.path_of(&which.name)?;
+        let open = path.clone();
+        let file = Arc::new(blocking(move || File::open(&open).map_err(|e| Error::io("open", &open, e))).await?);
+        let chunks = futures::stream::unfold(range, move |rest| {
+            let (file, path) = (file.clone(), path.clone());
+            async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                let len = CHUNK_BYTES.min(rest.end - rest.start);
+                let read = blocking(move || read_chunk(&file, &path, rest.start, len)).await;
+                let next = match &read {
+                    Ok(bytes) if !bytes.is_empty() => rest.start + bytes.len() as u64..rest.end,
+                    _ => rest.end..rest.end,
+                };
+                Some((read, next))
+            }
+        });
+        Ok(chunks.boxed())
+    }
+
+    async fn sums(&self, _cx: &Context, which: &Stored) -> Result<Option<String>> {
+        let path = self.path_of(&format!("{}.sha256", which.name))?;
+        match tokio::fs::read_to_string(&path).await {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    async fn delete(&self, _cx: &Context, which: &Stored) -> Result<()> {
+        let (this, which) = (self.clone(), which.clone());
+        blocking(move || {
+            let now = this.stored(&which.name)?;
+            if now.etag != which.etag {
+                return Err(Error::new(ErrorKind::Conflict, format!("`{}` is another file than was listed", which.name)));
+            }
+            let path = this.path_of(&which.name)?;
+            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            let sums = this.path_of(&format!("{}.sha256", which.name))?;
+            match std::fs::remove_file(&sums) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &sums, e)),
+                _ => sync_folder(&this.folder),
+            }
+        })
+        .await
+    }
+
+    async fn place(&self, cx: &Context, which: &Stored, to: &ArchiveName) -> Result<Stored> {
+        let (this, which, to, site) = (self.clone(), which.clone(), to.clone(), cx.site.clone());
+        blocking(move || {
+            let from = this.path_of(&which.name)?;
+            let sums = std::fs::read_to_string(this.path_of(&format!("{}.sha256", which.name))?).ok();
+            for candidate in to.candidates(true) {
+                match rustix::fs::linkat(CWD, &from, CWD, &this.path_of(&candidate)?, AtFlags::empty()) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) => continue,
+                    Err(error) => return Err(Error::io("link", &from, error.into())),
+                }
+                if let Some(text) = &sums {
+                    let part = write_sums(&this.folder, &site, &text.replace(&format!("  {}\n", which.name), &format!("  {candidate}\n")))?;
+                    let path = this.path_of(&format!("{candidate}.sha256"))?;
+                    std::fs::rename(&part.path, &path).map_err(|e| Error::io("name", &path, e))?;
+                }
+                sync_folder(&this.folder)?;
+                return this.stored(&candidate);
+            }
+            Err(bug("candidates for a name never end"))
+        })
+        .await
+    }
+
+    async fn note(&self, _cx: &Context, name: &NoteName) -> Result<Option<Note>> {
+        let path = self.note_path(name)?;
+        blocking(move || read_note(&path)).await
+    }
+
+    async fn set_note(&self, _cx: &Context, name: &NoteName, body: Bytes, was: Was) -> Result<()> {
+        let path = self.note_path(name)?;
+        blocking(move || set_note(&path, &body, &was)).await
+    }
+}
+
+fn looks_like_an_archive(name: &str) -> bool {
+    !name.starts_with('.') && !name.ends_with(".sha256") && [".tar", ".tgz", ".txz"].iter().any(|word| name.contains(word))
+}
+
+fn read_chunk(file: &File, path: &Path, at: u64, len: u64) -> Result<Bytes> {
+    let mut bytes = vec![0; len as usize];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", path, e)),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes.into())
+}
+
+impl Local {
+    fn note_path(&self, name: &NoteName) -> Result<PathBuf> {
+        self.path_of(&format!(".bk/{}/{}", name.site, name.name))
+    }
+}
+
+fn etag(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    format!("{:016x}-{}", hasher.finish(), body.len())
+}
+
+fn read_note(path: &Path) -> Result<Option<Note>> {
+    match std::fs::read(path) {
+        Ok(body) => Ok(Some(Note { etag: etag(&body), body: body.into() })),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path, e)),
+    }
+}
+
+/// Compares and writes under a lock, so that two hosts' changes of one note never meet unseen.
+fn set_note(path: &Path, body: &[u8], was: &Was) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let folder = path.parent().ok_or_else(|| bug("a note without a folder"))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| Error::io("make the folder", folder, e))?;
+    let lock_path = folder.join(".lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| Error::io("open", &lock_path, e))?;
+    flock(&lock, FlockOperation::LockExclusive).or_else(|e| if e == Errno::NOTSUP || e == Errno::NOLCK { Ok(()) } else { Err(e) }).map_err(|e| Error::io("lock", &lock_path, e.into()))?;
+    let now = read_note(path)?;
+    let agrees = match (was, &now) {
+        (Was::Any, _) | (Was::Absent, None) => true,
+        (Was::Same(etag), Some(note)) => note.etag == *etag,
+        _ => false,
+    };
+    if !agrees {
+        return Err(Error::new(ErrorKind::Conflict, format!("the note `{}` was changed by another run", path.display())));
+    }
+    let mut part = Part::create(folder, ".note")?;
+    part.file.write_all(body).and_then(|()| part.file.sync_all()).map_err(|e| Error::io("write", &part.path, e))?;
+    std::fs::rename(&part.path, path).map_err(|e| Error::io("name", path, e))?;
+    sync_folder(folder)
+}

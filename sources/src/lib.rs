@@ -1,0 +1,6 @@
+//! What can be backed up: one module and one cargo feature for each source. `README.md` shows how to write one, by the example of `caddy`.
+
+#[cfg(feature = "caddy")]
+pub mod caddy;
+#[cfg(feature = "files")]
+pub mod files;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Backs up databases, files and Kubernetes objects into one dated tar.xz per run, and gets them back.
 #[derive(Debug, Parser)]
-#[command(name = "bk", version, propagate_version = true, after_help = "Exit codes: 0 done · 1 failed, a retry may help · 2 usage · 3 partial · 4 settings, credentials or grants · 5 nothing found\n6 refused by a guard · 7 corrupt · 8 locked · 9 stale · 130/143 stopped by a signal\n\nbk COMMAND --help says more about each.")]
+#[command(name = "bk", version, after_help = "Exit codes: 0 done · 1 failed, a retry may help · 2 usage · 3 partial · 4 settings, credentials or grants · 5 nothing found\n6 refused by a guard · 7 corrupt · 8 locked · 9 stale · 130/143 stopped by a signal\n\nbk COMMAND --help says more about each.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -93,6 +93,7 @@ impl Backup<'_> {
             raw_bytes: 0,
             sha256: String::new(),
             skew_ms: 0,
+            peak_memory_bytes: 0,
             sources: Vec::new(),
             sinks: Vec::new(),
             not_backed_up: self.plan.not_backed_up.clone(),
@@ -106,6 +107,7 @@ impl Backup<'_> {
             report.causes.push(Cause::new("backup", &Error::cancelled()));
         }
         report.finished = cx.clock.now();
+        report.peak_memory_bytes = peak_memory_bytes();
         report.causes.sort_by_key(|cause| cause.class);
         report
     }
@@ -573,6 +575,13 @@ async fn read_back(cx: &Context, instance: &SinkInstance, stored: &Stored, seal:
 fn skew(instances: &[Instance]) -> u64 {
     let instants = || instances.iter().filter_map(|i| i.at.as_ref()).map(|at| at.instant.as_millisecond());
     (instants().max().unwrap_or(0) - instants().min().unwrap_or(0)) as u64
+}
+
+/// The kernel's high-water mark of this process.
+pub fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
 /// `bk 0.1.0`.

@@ -96,6 +96,8 @@ pub struct BackupReport {
     pub sha256: String,
     /// Greatest distance between two instances' instants.
     pub skew_ms: u64,
+    /// The most memory that this process held, as the kernel says; 0 where it does not.
+    pub peak_memory_bytes: u64,
     /// Per source.
     pub sources: Vec<SourceReport>,
     /// Per sink.

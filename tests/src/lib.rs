@@ -1,1 +1,41 @@
+//! The conformance kit: what every source and sink must do, ours and strangers', with fakes to run it on and mutants that it must catch.
+//!
+//! `sink_suite` and `source_suite` are lists of named checks over the contracts. `fakes` are a sink and a source in memory, which may be
+//! given one defect each; `faults` wraps a good sink into one that fails or stalls; `data` makes seeded bodies and trees; `engine` runs
+//! backups and restores in process; `binary` drives the real program.
 
+pub mod binary;
+pub mod data;
+pub mod engine;
+pub mod fakes;
+pub mod faults;
+pub mod forge;
+pub mod sink_suite;
+pub mod source_suite;
+
+/// One named check of a suite.
+pub type Outcome = Result<(), String>;
+
+/// Says why a check failed unless it holds.
+pub fn hold(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// The seed of a test: `BK_SEED`, else the one given; printed, so that a failure can be repeated.
+pub fn seed(default: u64) -> u64 {
+    let seed = std::env::var("BK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    println!("seed {seed}");
+    seed
+}
+
+/// How much a test does: little by default, all of it under `tests/run --long`.
+pub fn long(little: usize, all: usize) -> usize {
+    if std::env::var_os("BK_LONG").is_some() { all } else { little }
+}
+
+/// Ends a test that lacks a real component: loudly, and in CI as a failure.
+pub fn skip(what: &str) {
+    let ci = std::env::var_os("CI").is_some();
+    assert!(!ci, "SKIPPED, which CI does not allow: {what}");
+    eprintln!("SKIPPED: {what}");
+}

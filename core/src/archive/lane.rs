@@ -97,7 +97,9 @@ impl Output {
         if units.stage.is_none() {
             return Err(plugin("a unit was expected outside of any stage"));
         }
-        units.seen.insert(unit_hash(group, name));
+        if !name.is_empty() {
+            units.seen.insert(unit_hash(group, name));
+        }
         match units.open.insert((group.to_owned(), name.to_owned()), Open::default()) {
             None => Ok(()),
             Some(_) => Err(plugin(format!("unit `{group}/{name}` is expected twice in one stage"))),

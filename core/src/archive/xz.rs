@@ -13,6 +13,8 @@ pub const STREAM_HEADER: [u8; 12] = [0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4, 0xE6
 /// Bytes of the Stream Footer.
 pub const FOOTER_BYTES: usize = 12;
 const CHECK_BYTES: u64 = 8;
+/// LZMA2 knows no smaller dictionary. One larger than its block would be memory cleared for nothing.
+const DICTIONARY_MIN_BYTES: u32 = 4096;
 const SAMPLE_BYTES: usize = 16 * 1024;
 /// The decoder needs the dictionary and little more; 8 MiB blocks never need a larger one.
 const DECODER_MEMORY_BYTES: u64 = 64 << 20;
@@ -46,7 +48,7 @@ impl Record {
 
 /// Encodes one Block; `raw` is never empty. Stores it when it would not shrink.
 pub fn encode(raw: &[u8], preset: u32) -> Result<Block> {
-    let dictionary = dictionary_bytes(preset);
+    let dictionary = dictionary_bytes(preset).min((raw.len() as u32).next_power_of_two().max(DICTIONARY_MIN_BYTES));
     if looks_random(raw)? {
         return Ok(frame(&stored_chunks(raw), raw, dictionary, Codec::Stored));
     }

@@ -1,0 +1,258 @@
+//! The tests' own tool: corpora, digests, and runs of the engine that need a process of their own.
+
+use bk_core::archive::tail::{Line, Opened};
+use bk_core::error::Result;
+use bk_core::name::MemberPath;
+use bk_core::restore::Request;
+use bk_core::selector::Selection;
+use bk_core::sink::Sink;
+use bk_core::source::{Body, Counted, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Snapshot, SnapshotOptions, Source, Stage, Tally, UnitCount};
+use bk_sinks::local::{Local, Step};
+use bk_tests::data;
+use bk_tests::engine::Site;
+use bk_tests::fakes::FakeSource;
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N";
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["digest", folder] => print!("{}", data::digest_text(Path::new(folder))),
+        ["corpus", folder, mib] => corpus(Path::new(folder), mib.parse().expect(USAGE)),
+        ["tree", folder, files] => tree(Path::new(folder), files.parse().expect(USAGE)),
+        ["files", folder, count, mib] => files(Path::new(folder), count.parse().expect(USAGE), mib.parse().expect(USAGE)),
+        ["scale", what, n, folder] => scale(what, n.parse().expect(USAGE), Path::new(folder)).await,
+        ["publish", folder, step, n] => publish(Path::new(folder), step, n.parse().expect(USAGE)).await,
+        _ => panic!("{USAGE}"),
+    }
+}
+
+/// SQL-like text, BSON-like records, 12 % that does not shrink: in files of 8 MiB, a folder for each kind.
+fn corpus(folder: &Path, mib: usize) {
+    let (kinds, each) = ([("sql", 56), ("bson", 32), ("media", 12)], 8 << 20);
+    for (kind, share) in kinds {
+        let dir = folder.join(kind).join("data");
+        std::fs::create_dir_all(&dir).unwrap();
+        let total = mib * (1 << 20) / 100 * share;
+        for (n, at) in (0..total).step_by(each).enumerate() {
+            let len = each.min(total - at);
+            let body = match kind {
+                "sql" => sql(n as u64, len),
+                "bson" => bson(n as u64, len),
+                _ => data::noise(n as u64, len),
+            };
+            std::fs::write(dir.join(format!("{n:05}")), body).unwrap();
+        }
+    }
+}
+
+fn sql(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut out = Vec::with_capacity(len + 400);
+    while out.len() < len {
+        out.extend_from_slice(b"INSERT INTO `student_courseenrollment` VALUES ");
+        for _ in 0..50 {
+            let (id, user, course) = (random.random_range(1..9_000_000), random.random_range(1..400_000), random.random_range(1..300));
+            let state: String = (0..random.random_range(1..8)).map(|_| format!("\\\"part_{}\\\": {}, ", random.random_range(0..40), random.random_range(0..100))).collect();
+            write!(out, "({id},{user},'course-v1:Org+C{course}+2026','2026-0{}-1{} 1{}:2{}:3{}',1,'audit','{{{state}\\\"token\\\": \\\"{:016x}\\\"}}'),", random.random_range(1..9), random.random_range(0..9), random.random_range(0..9), random.random_range(0..9), random.random_range(0..9), random.random::<u64>()).unwrap();
+        }
+        out.extend_from_slice(b";\n");
+    }
+    out.truncate(len);
+    out
+}
+
+fn bson(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0xB50);
+    let words = data::text(seed, 20_000);
+    let mut out = Vec::with_capacity(len + 2000);
+    while out.len() < len {
+        out.extend_from_slice(&(random.random_range(400..1500) as u32).to_le_bytes());
+        out.extend_from_slice(b"\x07_id\0");
+        out.extend_from_slice(&random.random::<[u8; 12]>());
+        for key in ["block_type", "definition", "edit_info", "fields", "display_name"] {
+            out.push(2);
+            out.extend_from_slice(key.as_bytes());
+            let (at, n) = (random.random_range(0..words.len() - 200), random.random_range(10..200));
+            out.extend_from_slice(&[0, n as u8, 0, 0, 0]);
+            out.extend_from_slice(&words[at..at + n]);
+            out.push(0);
+        }
+        out.push(0);
+    }
+    out.truncate(len);
+    out
+}
+
+/// So many small files, 200 in a folder, 50 folders in a group.
+fn tree(folder: &Path, files: usize) {
+    let words = data::text(1, 1 << 20);
+    let mut random = SmallRng::seed_from_u64(9);
+    for n in 0..files {
+        let dir = folder.join(format!("g{:03}/u{:02}", n / 10_000, n / 200 % 50));
+        if n % 200 == 0 {
+            std::fs::create_dir_all(&dir).unwrap();
+        }
+        let len = random.random_range(100..8000);
+        let at = random.random_range(0..words.len() - len);
+        std::fs::write(dir.join(format!("file-{n:06}.txt")), &words[at..at + len]).unwrap();
+    }
+}
+
+fn files(folder: &Path, count: usize, mib: usize) {
+    let words = data::text(2, mib << 20);
+    for n in 0..count {
+        let dir = folder.join(format!("g/u{:02}", n % 20));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut file = std::fs::File::create(dir.join(format!("{n:05}"))).unwrap();
+        file.write_all(format!("{n}").as_bytes()).unwrap();
+        file.write_all(&words[8..]).unwrap();
+    }
+}
+
+/// A source of very many blocks or units, each with a little body.
+struct Many {
+    blocks: u64,
+    units: u64,
+    restored: Arc<AtomicU64>,
+}
+
+struct ManySnapshot {
+    blocks: u64,
+    units: u64,
+    at: jiff::Timestamp,
+}
+
+#[async_trait::async_trait]
+impl Source for Many {
+    async fn check(&self, _cx: &bk_core::Context) -> Result<Health> {
+        Ok(Health { identity: "many".into(), describe: "many".into(), warnings: Vec::new() })
+    }
+
+    async fn snapshot(&self, cx: &bk_core::Context, _how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(ManySnapshot { blocks: self.blocks, units: self.units, at: cx.clock.now() }))
+    }
+
+    async fn restore(&self, _cx: &bk_core::Context, mut input: Input, _how: &RestoreOptions) -> Result<Tally> {
+        let mut counts = std::collections::BTreeMap::new();
+        for stage in Stage::ALL {
+            let members = input.stage(stage).await?;
+            while let Some(member) = members.next().await? {
+                let Body::Whole(body) = member.body else { panic!("no large bodies here") };
+                self.restored.fetch_add(1, Ordering::Relaxed);
+                let count: &mut (u64, u64) = counts.entry((member.unit, stage)).or_default();
+                *count = (count.0 + 1, count.1 + body.len() as u64);
+            }
+        }
+        let units = counts.into_iter().map(|(((group, name), stage), (members, bytes))| UnitCount { group, name, stage, members, rows: members, bytes });
+        Ok(Tally { units: units.collect(), ..Tally::default() })
+    }
+}
+
+#[async_trait::async_trait]
+impl Snapshot for ManySnapshot {
+    fn at(&self) -> PointInTime {
+        PointInTime { instant: self.at, consistency: "none".into(), position: None }
+    }
+
+    async fn write(&mut self, _cx: &bk_core::Context, stage: Stage, out: &Output) -> Result<()> {
+        if stage != Stage::Data {
+            return Ok(());
+        }
+        // A lane's end closes its block: one tiny lane for each block.
+        let per_unit = self.blocks.div_ceil(self.units);
+        let per_lane = if self.blocks >= self.units { 1 } else { self.units / self.blocks };
+        let mut lane = None;
+        for unit in 0..self.units {
+            let name = format!("u{unit:07}");
+            out.expect("g", &name).await?;
+            for n in 0..per_unit {
+                let mut open = match lane.take() {
+                    Some(open) => open,
+                    None => out.lane(&name).await?,
+                };
+                open.unit("g", &name);
+                let body = Bytes::from(format!("row {unit} {n} {:x}", (unit * 7919 + n) * 104_729));
+                open.member(MemberPath::new(format!("g/{name}/{n}"))?, Meta::default(), body).await?;
+                if per_lane == 1 || unit % per_lane == per_lane - 1 {
+                    open.close().await?;
+                } else {
+                    lane = Some(open);
+                }
+            }
+            out.end("g", &name, Counted { rows: per_unit }).await?;
+        }
+        match lane {
+            Some(open) => open.close().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn close(self: Box<Self>, _cx: &bk_core::Context) -> Result<Facts> {
+        Ok(Facts { layout: 1, ..Facts::default() })
+    }
+}
+
+/// Writes, in this process, or finds and restores one unit, where the archive is there already. Prints figures.
+async fn scale(what: &str, n: u64, folder: &Path) {
+    let (blocks, units) = if what == "blocks" { (n, n / 1024) } else { (n / 256, n) };
+    let restored = Arc::new(AtomicU64::new(0));
+    let local = Local::new(folder.to_path_buf());
+    let mut site = Site::default().source("many", Many { blocks, units, restored: restored.clone() }).sink("local", local.clone());
+    site.archive.preset = 0;
+    let began = std::time::Instant::now();
+    let sink: Arc<dyn Sink> = Arc::new(local);
+    let there = sink.list(&site.context(), &Default::default()).await.unwrap();
+    let Some(stored) = there.into_iter().next() else {
+        let report = site.backup().await;
+        assert!(report.complete && report.causes.is_empty(), "{:?}", report.causes);
+        println!("written {} bytes in {:.1} s, peak {} MiB", report.bytes, began.elapsed().as_secs_f32(), bk_core::backup::peak_memory_bytes() >> 20);
+        return;
+    };
+    let read = Arc::new(bk_core::archive::read_at::SinkReadAt::new(site.context(), sink, stored));
+    let opened = Opened::open(read.clone()).await.unwrap();
+    let (mut seen_blocks, mut seen_units) = (0_u64, 0_u64);
+    let mut lines = opened.lines().await.unwrap();
+    while let Some(batch) = lines.next_piece().await.unwrap() {
+        for line in batch {
+            match line {
+                Line::Block(_) => seen_blocks += 1,
+                Line::Unit(_) => seen_units += 1,
+            }
+        }
+    }
+    let reads = read.reads();
+    let name = format!("many/g/u{:07}", units / 2);
+    let report = site.restore(Request { selection: Selection::parse(&[name], &[]).unwrap(), ..Request::default() }).await.unwrap();
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    println!(
+        "listed {seen_blocks} blocks and {seen_units} units with {reads} reads; one unit restored, {} members; {:.1} s, peak {} MiB",
+        restored.load(Ordering::Relaxed),
+        began.elapsed().as_secs_f32(),
+        bk_core::backup::peak_memory_bytes() >> 20
+    );
+}
+
+/// A backup into a folder that is killed before step `step`, at its n-th time.
+async fn publish(folder: &Path, step: &str, n: u64) {
+    let step = *Step::ALL.iter().find(|s| format!("{s:?}") == step).expect(USAGE);
+    let count = AtomicU64::new(0);
+    let local = Local::new(folder.to_path_buf()).with_hook(Arc::new(move |at| {
+        if at == step && count.fetch_add(1, Ordering::SeqCst) + 1 == n {
+            // As a SIGKILL would: nothing is cleaned up, no destructor runs.
+            std::process::abort();
+        }
+        Ok(())
+    }));
+    let report = Site::default().source("it", FakeSource::small(4, 20)).sink("local", local).backup().await;
+    assert!(report.complete, "{:?}", report.causes);
+}

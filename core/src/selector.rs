@@ -150,7 +150,10 @@ impl<'a> Matched<'a> {
         let flag = if self.selection.only.iter().any(|s| std::ptr::eq(s, *selector)) { "--only" } else { "--exclude" };
         let error = not_found(format!("`{flag} {selector}` matches nothing in the archive"));
         Err(match nearest(&selector.text, self.names.iter().map(String::as_str)) {
-            near if near.is_empty() => error,
+            near if near.is_empty() => {
+                let instances: Vec<_> = self.names.iter().filter(|name| !name.contains('/')).map(|name| format!("`{name}`")).collect();
+                error.hint(format!("the archive holds {}; bk show --units lists all", instances.join(", ")))
+            }
             near => error.hint(format!("the nearest names: {}", near.join(", "))),
         })
     }

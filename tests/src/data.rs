@@ -84,7 +84,7 @@ fn visit(root: &Path, path: &Path, out: &mut BTreeMap<Vec<u8>, String>, inodes: 
     } else {
         let first = inodes.entry(meta.ino()).or_insert_with(|| name.clone()).clone();
         let body = blake3::hash(&std::fs::read(path).unwrap()).to_hex();
-        format!("{} bytes {body} first {}", meta.len(), String::from_utf8_lossy(&first))
+        format!("{} bytes {body} first {}", meta.len(), bk_core::name::escape(&first))
     };
     out.insert(name, format!("{what} mode {:o} owner {}:{} time {times}", meta.mode(), meta.uid(), meta.gid()));
 }

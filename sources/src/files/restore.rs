@@ -6,7 +6,7 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, conflict, unsupported};
 use bk_core::extract::write_member;
 use bk_core::name::{MemberPath, escape, unescape};
-use bk_core::source::{Existing, Input, Kind, Member, RestoreOptions, Selected, Stage, Tally, UnitCount};
+use bk_core::source::{Existing, Input, Kind, Member, Meta, RestoreOptions, Selected, Stage, Tally, UnitCount};
 use bk_core::tree::{TEMPORARY_PREFIX, Tree, TreeOptions};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -42,6 +42,8 @@ struct Restoring {
     tally: Tally,
     counts: BTreeMap<(String, String, Stage), (u64, u64)>,
     restored: HashSet<[u8; 16]>,
+    /// What the folder itself had.
+    root: Option<Meta>,
 }
 
 impl Restoring {
@@ -62,6 +64,7 @@ impl Restoring {
             tally: Tally::default(),
             counts: BTreeMap::new(),
             restored: HashSet::new(),
+            root: None,
         })
     }
 
@@ -87,6 +90,10 @@ impl Restoring {
         }
         tree.sync()?;
         mark::finish(&self.target, &self.how.id)?;
+        // Taking the mark away was the last change in the folder itself.
+        if let Some(meta) = &self.root {
+            tree.folder_meta(&MemberPath::new("")?, meta)?;
+        }
         self.tally.units = self
             .counts
             .into_iter()
@@ -175,6 +182,9 @@ impl Restoring {
             member.meta.kind = Kind::Hardlink(self.renamed(&target)?);
         }
         self.restored.insert(key(&member.path));
+        if member.path.as_bytes().is_empty() {
+            self.root = Some(member.meta.clone());
+        }
         match write_member(tree, member).await {
             Ok(bytes) => {
                 let count = self.counts.entry((unit.0, unit.1, stage)).or_default();

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 /// Backs up databases, files and Kubernetes objects into one dated tar.xz per run, and gets them back.
 #[derive(Debug, Parser)]
-#[command(name = "bk", version, after_help = "Exit codes: 0 done · 1 failed, a retry may help · 2 usage · 3 partial · 4 settings, credentials or grants · 5 nothing found\n6 refused by a guard · 7 corrupt · 8 locked · 9 stale · 130/143 stopped by a signal\n\nbk COMMAND --help says more about each.")]
+#[command(
+    name = "bk",
+    version,
+    after_help = "Exit codes: 0 done · 1 failed, a retry may help · 2 usage · 3 partial · 4 settings, credentials or grants · 5 nothing found\n6 refused by a guard · 7 corrupt · 8 locked · 9 stale · 130/143 stopped by a signal\n\nbk COMMAND --help says more about each."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -18,7 +22,7 @@ pub struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Settings file; else `BK_CONFIG`, ./plugins.toml, $XDG_CONFIG_HOME/bk/plugins.toml, /etc/bk/plugins.toml
+    /// Settings file; else `BK_CONFIG`, ./plugins.toml, $`XDG_CONFIG_HOME/bk/plugins.toml`, /etc/bk/plugins.toml
     #[arg(long, global = true, value_name = "PATH")]
     pub config: Option<PathBuf>,
     /// Lay one setting over the file: --set source.mysql.host=db
@@ -129,7 +133,7 @@ pub struct BackupArgs {
 /// Which archive.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Which {
-    /// That day's newest (2026-08-22), or the newest at or before (20260822_031500, 2026-08-22T03:15:00Z)
+    /// That day's newest (2026-08-22), or the newest at or before (`20260822_031500`, 2026-08-22T03:15:00Z)
     #[arg(long, value_name = "DATE")]
     pub date: Option<String>,
     /// That version, as `bk list` prints it; an archive's id or name fits too
@@ -145,7 +149,9 @@ pub struct Which {
 
 /// `bk restore`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bk restore                                   newest archive, everything\n  bk restore --date 2026-08-22 --exclude caddy  that day, without Caddy\n  bk restore --only files/photos --into files=/tmp/look\n  bk restore backups/backup.2026-08-22.tar.xz  a file")]
+#[command(
+    after_help = "Examples:\n  bk restore                                   newest archive, everything\n  bk restore --date 2026-08-22 --exclude caddy  that day, without Caddy\n  bk restore --only files/photos --into files=/tmp/look\n  bk restore backups/backup.2026-08-22.tar.xz  a file"
+)]
 pub struct RestoreArgs {
     /// An archive that is a file here
     pub file: Option<PathBuf>,
@@ -353,7 +359,11 @@ pub enum PluginsCommand {
 
 /// `30s`, `10m`, `36h`, `2d`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let span: jiff::Span = text.parse().map_err(|_| format!("`{text}` is no duration; write 30s, 10m, 36h or 2d"))?;
-    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|e| e.to_string())?;
+    let span: jiff::Span = text
+        .parse()
+        .map_err(|_| format!("`{text}` is no duration; write 30s, 10m, 36h or 2d"))?;
+    let duration = span
+        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .map_err(|e| e.to_string())?;
     std::time::Duration::try_from(duration).map_err(|e| e.to_string())
 }

@@ -40,7 +40,9 @@ pub async fn run(command: Command, global: &Global, cx: Context) -> Vec<Cause> {
         Err(error) => {
             let cause = Cause::new("", &error);
             if global.json {
-                print_json(&Failure { causes: vec![cause.clone()] });
+                print_json(&Failure {
+                    causes: vec![cause.clone()],
+                });
             }
             output::cause(&cause);
             vec![cause]
@@ -58,11 +60,15 @@ async fn with_settings(command: Command, global: &Global, cx: Context) -> Result
     let mut config = load(global)?;
     if let Some(site) = &global.site {
         if !bk_core::config::is_plain_name(site) {
-            return Err(settings(format!("`{site}` is no name of a site")).hint("use letters, digits, `-` and `_`"));
+            return Err(settings(format!("`{site}` is no name of a site"))
+                .hint("use letters, digits, `-` and `_`"));
         }
         config.archive.site.clone_from(site);
     }
-    let cx = Context { site: config.archive.site.as_str().into(), ..cx };
+    let cx = Context {
+        site: config.archive.site.as_str().into(),
+        ..cx
+    };
     match command {
         Command::Backup(args) => backup::run(&cx, &config, &args, global).await,
         Command::Restore(args) => restore::run(&cx, &config, args, global).await,
@@ -74,14 +80,22 @@ async fn with_settings(command: Command, global: &Global, cx: Context) -> Result
         Command::Pin(args) => pin::run(&cx, &config, &args, pin::What::Pin).await,
         Command::Unpin(args) => pin::run(&cx, &config, &args, pin::What::Unpin).await,
         Command::Check(args) => check::run(&cx, &config, &args, global).await,
-        Command::Config(_) | Command::Plugins(_) | Command::Completions { .. } | Command::Man => Ok(Vec::new()),
+        Command::Config(_) | Command::Plugins(_) | Command::Completions { .. } | Command::Man => {
+            Ok(Vec::new())
+        }
     }
 }
 
 fn layers(global: &Global) -> Layers {
     // A variable that is no UTF-8 is none of ours.
-    let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    Layers { path: global.config.clone(), set: global.set.clone(), environment }
+    let environment = std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+        .collect();
+    Layers {
+        path: global.config.clone(),
+        set: global.set.clone(),
+        environment,
+    }
 }
 
 fn load(global: &Global) -> Result<Config> {
@@ -100,7 +114,12 @@ fn print_json<T: Serialize>(report: &T) {
 }
 
 fn wish(which: &Which, partial_too: bool) -> Wish {
-    Wish { date: which.date.clone(), version: which.version.clone(), from: which.from.clone(), partial_too }
+    Wish {
+        date: which.date.clone(),
+        version: which.version.clone(),
+        from: which.from.clone(),
+        partial_too,
+    }
 }
 
 fn say_warnings(warnings: &[String]) {
@@ -115,7 +134,9 @@ fn say_causes(causes: &[Cause]) {
 
 fn manual() -> Result<Vec<Cause>> {
     let mut text = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut text).map_err(|e| Error::new(bk_core::ErrorKind::Bug, e.to_string()))?;
+    clap_mangen::Man::new(Cli::command())
+        .render(&mut text)
+        .map_err(|e| Error::new(bk_core::ErrorKind::Bug, e.to_string()))?;
     output::data(&String::from_utf8_lossy(&text));
     Ok(Vec::new())
 }

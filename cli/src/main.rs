@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     init_log(&cli.global);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             output::say(&format!("error: no runtime: {error}"));
@@ -38,9 +41,19 @@ async fn run(cli: Cli) -> Exit {
     let stopped = Arc::new(AtomicU8::new(0));
     tokio::spawn(watch_signals(cancel.clone(), stopped.clone()));
     let quiet = cli.global.no_progress || cli.global.quiet;
-    let progress: Arc<dyn Progress> = if quiet { Arc::new(Quiet) } else { Arc::new(output::Bars::new()) };
+    let progress: Arc<dyn Progress> = if quiet {
+        Arc::new(Quiet)
+    } else {
+        Arc::new(output::Bars::new())
+    };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let cx = Context { instance: "bk".into(), site: "main".into(), cancel, clock, progress };
+    let cx = Context {
+        instance: "bk".into(),
+        site: "main".into(),
+        cancel,
+        clock,
+        progress,
+    };
     let causes = commands::run(cli.command, &cli.global, cx).await;
     let signal = match stopped.load(Ordering::Relaxed) {
         15 => Some(Exit::Terminated),
@@ -51,7 +64,12 @@ async fn run(cli: Cli) -> Exit {
 
 /// The first signal stops tidily, the second at once.
 async fn watch_signals(cancel: CancellationToken, stopped: Arc<AtomicU8>) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return;
+    };
     for round in 0..2 {
         let number = tokio::select! {
             _ = interrupt.recv() => 2,
@@ -74,8 +92,14 @@ fn init_log(global: &Global) {
         (_, 1) => "bk=info,bk_core=info,bk_sources=info,bk_sinks=info,warn",
         _ => "trace",
     };
-    let filter = std::env::var("BK_LOG").ok().and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let filter = std::env::var("BK_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     // A second subscriber cannot be set, and there is none.
     let _ = match global.log_format {
         LogFormat::Json => log.json().try_init(),

@@ -27,7 +27,11 @@ pub fn say(line: &str) {
 
 /// Says a cause with its hint.
 pub fn cause(cause: &Cause) {
-    let about = if cause.about.is_empty() || cause.what.contains(&format!("`{}`", cause.about)) { String::new() } else { format!("`{}`: ", cause.about) };
+    let about = if cause.about.is_empty() || cause.what.contains(&format!("`{}`", cause.about)) {
+        String::new()
+    } else {
+        format!("`{}`: ", cause.about)
+    };
     say(&format!("error: {about}{}", cause.what));
     if let Some(hint) = &cause.hint {
         say(&format!("hint: {hint}"));
@@ -46,7 +50,11 @@ pub fn bytes(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value < 10.0 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if value < 10.0 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// `1,204,331`.
@@ -74,7 +82,11 @@ pub fn seconds(milliseconds: u64) -> String {
         0..10_000 => format!("{:.1} s", milliseconds as f64 / 1000.0),
         10_000..600_000 => format!("{} s", milliseconds / 1000),
         600_000..3_600_000 => format!("{} min", milliseconds / 60_000),
-        _ => format!("{} h {} min", milliseconds / 3_600_000, milliseconds / 60_000 % 60),
+        _ => format!(
+            "{} h {} min",
+            milliseconds / 3_600_000,
+            milliseconds / 60_000 % 60
+        ),
     }
 }
 
@@ -100,8 +112,20 @@ impl Bars {
     /// Draws on stderr.
     pub fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { multi: MultiProgress::with_draw_target(target), state: Mutex::new(State { bars: HashMap::new(), totals: HashMap::new(), last_line: Instant::now() }), terminal }
+        let target = if terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            multi: MultiProgress::with_draw_target(target),
+            state: Mutex::new(State {
+                bars: HashMap::new(),
+                totals: HashMap::new(),
+                last_line: Instant::now(),
+            }),
+            terminal,
+        }
     }
 
     fn bar(&self, state: &mut State, instance: &str) -> ProgressBar {
@@ -123,7 +147,11 @@ impl Bars {
             return;
         }
         state.last_line = Instant::now();
-        let mut parts: Vec<_> = state.totals.iter().map(|(name, total)| format!("{name} {}", bytes(*total))).collect();
+        let mut parts: Vec<_> = state
+            .totals
+            .iter()
+            .map(|(name, total)| format!("{name} {}", bytes(*total)))
+            .collect();
         parts.sort();
         say(&format!("so far: {}", parts.join(", ")));
     }
@@ -131,7 +159,9 @@ impl Bars {
 
 impl Progress for Bars {
     fn event(&self, instance: &str, event: &Event<'_>) {
-        let Ok(mut state) = self.state.lock() else { return };
+        let Ok(mut state) = self.state.lock() else {
+            return;
+        };
         match event {
             Event::Bytes(n) | Event::Stored(n) => {
                 *state.totals.entry(instance.to_owned()).or_default() += n;
@@ -141,7 +171,9 @@ impl Progress for Bars {
                     Self::plain_line(&mut state);
                 }
             }
-            Event::Phase(phase) if self.terminal => self.bar(&mut state, instance).set_message((*phase).to_owned()),
+            Event::Phase(phase) if self.terminal => self
+                .bar(&mut state, instance)
+                .set_message((*phase).to_owned()),
             Event::Done => {
                 if let Some(bar) = state.bars.remove(instance) {
                     bar.finish_and_clear();

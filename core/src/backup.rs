@@ -42,9 +42,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             division: None,
-            stall: Duration::from_secs(60),
+            stall: Duration::from_mins(1),
             check: Duration::from_secs(10),
-            unreachable: Duration::from_secs(60),
+            unreachable: Duration::from_mins(1),
             close: Duration::from_secs(30),
         }
     }
@@ -104,7 +104,9 @@ impl Backup<'_> {
             report.causes.push(Cause::new("backup", &error));
         }
         if cx.cancel.is_cancelled() {
-            report.causes.push(Cause::new("backup", &Error::cancelled()));
+            report
+                .causes
+                .push(Cause::new("backup", &Error::cancelled()));
         }
         report.finished = cx.clock.now();
         report.peak_memory_bytes = peak_memory_bytes();
@@ -112,14 +114,24 @@ impl Backup<'_> {
         report
     }
 
-    async fn run_into(&self, cx: &Context, zone: &TimeZone, report: &mut BackupReport) -> Result<()> {
-        let (mut running, sink_health, catalogue) = tokio::join!(self.check_sources(cx), self.check_sinks(cx), Catalogue::read(cx, self.sinks));
-        self.compare_with_before(&catalogue, &running, report);
+    async fn run_into(
+        &self,
+        cx: &Context,
+        zone: &TimeZone,
+        report: &mut BackupReport,
+    ) -> Result<()> {
+        let (mut running, sink_health, catalogue) = tokio::join!(
+            self.check_sources(cx),
+            self.check_sinks(cx),
+            Catalogue::read(cx, self.sinks)
+        );
+        Self::compare_with_before(&catalogue, &running, report);
         let tee = self.open_sinks(cx, sink_health, &catalogue, report).await?;
         if running.iter().all(|r| r.error.is_some()) {
             let mut tee = tee;
             tee.abort(&Error::cancelled()).await;
-            return self.all_failed(running, report);
+            Self::all_failed(running, report);
+            return Ok(());
         }
         self.snapshots(&mut running).await;
         let run = cx.child();
@@ -135,17 +147,29 @@ impl Backup<'_> {
             id: self.plan.id.clone(),
             created: self.plan.created,
         };
-        let (entrance, writer) = writer::start(&division, self.settings.preset, &head, Box::new(NoEnvelope), tee, run.cancel.clone()).await?;
+        let (entrance, writer) = writer::start(
+            &division,
+            self.settings.preset,
+            &head,
+            Box::new(NoEnvelope),
+            tee,
+            run.cancel.clone(),
+        )
+        .await?;
         let writing = tokio::spawn(writer.run());
         self.stages(&mut running, &entrance, &run).await;
         let ended = entrance.end().await;
-        let writer = writing.await.map_err(|e| bug(format!("the writer ended: {e}")))?;
+        let writer = writing
+            .await
+            .map_err(|e| bug(format!("the writer ended: {e}")))?;
         self.close_all(&mut running).await;
         let writer = match (writer, ended) {
             (Ok(writer), Ok(())) => writer,
             (Err(error), _) | (_, Err(error)) => {
-                self.failed_sinks(report, &error);
-                running.iter().for_each(|r| report.sources.push(r.report().0));
+                Self::failed_sinks(report, &error);
+                running
+                    .iter()
+                    .for_each(|r| report.sources.push(r.report().0));
                 return Err(error);
             }
         };
@@ -153,8 +177,17 @@ impl Backup<'_> {
     }
 
     fn division(&self) -> Result<Division> {
-        let cores = self.settings.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        Division::new(self.settings.memory.0, cores, self.settings.preset, self.sources.len(), self.settings.max_record.0)
+        let cores = self
+            .settings
+            .workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        Division::new(
+            self.settings.memory.0,
+            cores,
+            self.settings.preset,
+            self.sources.len(),
+            self.settings.max_record.0,
+        )
     }
 
     async fn check_sources(&self, cx: &Context) -> Vec<Running<'_>> {
@@ -166,7 +199,18 @@ impl Backup<'_> {
                 Ok(health) => (health, None),
                 Err(error) => (Health::default(), Some(error)),
             };
-            Running { instance, cx, health, snapshot: None, at: None, output: None, error, facts: Facts::default(), began: std::time::Instant::now(), milliseconds: 0 }
+            Running {
+                instance,
+                cx,
+                health,
+                snapshot: None,
+                at: None,
+                output: None,
+                error,
+                facts: Facts::default(),
+                began: std::time::Instant::now(),
+                milliseconds: 0,
+            }
         }))
         .await
     }
@@ -177,9 +221,17 @@ impl Backup<'_> {
         let mut pause = Duration::from_millis(500);
         loop {
             let limit = self.limits.check;
-            let late = || Error::new(ErrorKind::Unreachable, format!("no answer within {} s", limit.as_secs_f32()));
+            let late = || {
+                Error::new(
+                    ErrorKind::Unreachable,
+                    format!("no answer within {} s", limit.as_secs_f32()),
+                )
+            };
             match cx.within(limit, late, instance.source.check(cx)).await {
-                Err(error) if error.kind == ErrorKind::Unreachable && began.elapsed() + pause < self.limits.unreachable => {
+                Err(error)
+                    if error.kind == ErrorKind::Unreachable
+                        && began.elapsed() + pause < self.limits.unreachable =>
+                {
                     tracing::info!(instance = %instance.name, %error, "asking again");
                     tokio::select! {
                         () = cx.cancel.cancelled() => return Err(Error::cancelled()),
@@ -195,49 +247,107 @@ impl Backup<'_> {
         join_all(self.sinks.iter().map(|instance| async move {
             let cx = cx.for_instance(&instance.name);
             let limit = self.limits.check;
-            let late = || Error::new(ErrorKind::Unreachable, format!("no answer within {} s", limit.as_secs_f32()));
+            let late = || {
+                Error::new(
+                    ErrorKind::Unreachable,
+                    format!("no answer within {} s", limit.as_secs_f32()),
+                )
+            };
             cx.within(limit, late, instance.sink.check(&cx)).await
         }))
         .await
     }
 
     /// What the previous archive had and this run has not, or has from another server.
-    fn compare_with_before(&self, catalogue: &Catalogue, running: &[Running<'_>], report: &mut BackupReport) {
-        report.warnings.extend(catalogue.failures.iter().map(|(sink, error)| format!("could not list `{sink}`: {error}")));
-        let Some(previous) = catalogue.archives().map(|(_, summary)| summary).next() else { return };
+    fn compare_with_before(
+        catalogue: &Catalogue,
+        running: &[Running<'_>],
+        report: &mut BackupReport,
+    ) {
+        report.warnings.extend(
+            catalogue
+                .failures
+                .iter()
+                .map(|(sink, error)| format!("could not list `{sink}`: {error}")),
+        );
+        let Some(previous) = catalogue.archives().map(|(_, summary)| summary).next() else {
+            return;
+        };
         for before in &previous.instances {
             match running.iter().find(|r| r.instance.name == before.name) {
-                None => report.warnings.push(format!("`{}` was in the archive of {} and is not in this one", before.name, previous.created)),
-                Some(now) if now.error.is_none() && !before.identity.is_empty() && now.health.identity != before.identity => {
+                None => report.warnings.push(format!(
+                    "`{}` was in the archive of {} and is not in this one",
+                    before.name, previous.created
+                )),
+                Some(now)
+                    if now.error.is_none()
+                        && !before.identity.is_empty()
+                        && now.health.identity != before.identity =>
+                {
                     report.warnings.push(format!("`{}` is another server than in the archive of {}: are these two sites under one name?", before.name, previous.created));
                 }
                 Some(_) => {}
             }
         }
-        let partials = catalogue.archives().take_while(|(_, s)| !s.complete).map(|(_, s)| &s.id).collect::<std::collections::BTreeSet<_>>().len();
+        let partials = catalogue
+            .archives()
+            .take_while(|(_, s)| !s.complete)
+            .map(|(_, s)| &s.id)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len();
         if partials >= 3 {
-            report.warnings.insert(0, format!("the last {partials} archives are all partial"));
+            report
+                .warnings
+                .insert(0, format!("the last {partials} archives are all partial"));
         }
     }
 
-    async fn open_sinks(&self, cx: &Context, health: Vec<Result<Health>>, catalogue: &Catalogue, report: &mut BackupReport) -> Result<Tee> {
+    async fn open_sinks(
+        &self,
+        cx: &Context,
+        health: Vec<Result<Health>>,
+        catalogue: &Catalogue,
+        report: &mut BackupReport,
+    ) -> Result<Tee> {
         let mut tee = Tee::new(self.limits.stall);
         let mut alive = 0;
         for (instance, health) in self.sinks.iter().zip(health) {
             let cx = cx.for_instance(&instance.name);
-            let hint = SizeHint { previous_bytes: catalogue.archives().find(|(e, _)| e.sink == instance.name).map(|(e, _)| e.stored.bytes) };
+            let hint = SizeHint {
+                previous_bytes: catalogue
+                    .archives()
+                    .find(|(e, _)| e.sink == instance.name)
+                    .map(|(e, _)| e.stored.bytes),
+            };
             let (describe, opened) = match health {
                 Ok(health) => {
-                    report.warnings.extend(health.warnings.iter().map(|w| format!("`{}`: {w}", instance.name)));
-                    (health.describe, instance.sink.create(&cx, &self.plan.name, hint).await)
+                    report.warnings.extend(
+                        health
+                            .warnings
+                            .iter()
+                            .map(|w| format!("`{}`: {w}", instance.name)),
+                    );
+                    (
+                        health.describe,
+                        instance.sink.create(&cx, &self.plan.name, hint).await,
+                    )
                 }
                 Err(error) => (String::new(), Err(error)),
             };
-            let mut sink = SinkReport { name: instance.name.clone(), describe, published: None, verified: false, pruned: Vec::new(), error: None };
+            let mut sink = SinkReport {
+                name: instance.name.clone(),
+                describe,
+                published: None,
+                verified: false,
+                pruned: Vec::new(),
+                error: None,
+            };
             match opened {
                 Ok(upload) => {
                     alive += 1;
-                    tee.add(&instance.name, upload, move |bytes| cx.tell(&Event::Stored(bytes)));
+                    tee.add(&instance.name, upload, move |bytes| {
+                        cx.tell(&Event::Stored(bytes))
+                    });
                 }
                 Err(error) => {
                     self.sink_failed(instance, &mut sink, &error, report);
@@ -246,26 +356,43 @@ impl Backup<'_> {
             report.sinks.push(sink);
         }
         if alive == 0 {
-            return Err(Error::new(ErrorKind::Unreachable, "no sink can take the archive"));
+            return Err(Error::new(
+                ErrorKind::Unreachable,
+                "no sink can take the archive",
+            ));
         }
         Ok(tee)
     }
 
-    fn sink_failed(&self, instance: &SinkInstance, sink: &mut SinkReport, error: &Error, report: &mut BackupReport) {
+    fn sink_failed(
+        &self,
+        instance: &SinkInstance,
+        sink: &mut SinkReport,
+        error: &Error,
+        report: &mut BackupReport,
+    ) {
         sink.error = Some(error.what.clone());
-        let class = if instance.policy.required { Class::Failed } else { Class::Partial };
+        let class = if instance.policy.required {
+            Class::Failed
+        } else {
+            Class::Partial
+        };
         // With no sink left the run fails as its kind says: a full disk is worth a retry, a wrong key is not.
         let alone = self.sinks.len() == 1 && Class::from(error.kind) == Class::Settings;
-        report.causes.push(Cause::of(if alone { Class::Settings } else { class }, &instance.name, error));
+        report.causes.push(Cause::of(
+            if alone { Class::Settings } else { class },
+            &instance.name,
+            error,
+        ));
     }
 
-    fn failed_sinks(&self, report: &mut BackupReport, error: &Error) {
+    fn failed_sinks(report: &mut BackupReport, error: &Error) {
         for sink in &mut report.sinks {
             sink.error.get_or_insert_with(|| error.what.clone());
         }
     }
 
-    fn all_failed(&self, running: Vec<Running<'_>>, report: &mut BackupReport) -> Result<()> {
+    fn all_failed(running: Vec<Running<'_>>, report: &mut BackupReport) {
         for r in running {
             report.sources.push(r.report().0);
             if let Some(error) = r.error {
@@ -275,34 +402,41 @@ impl Backup<'_> {
         for sink in &mut report.sinks {
             sink.error.get_or_insert_with(|| "nothing to store".into());
         }
-        Ok(())
     }
 
     async fn snapshots(&self, running: &mut [Running<'_>]) {
-        join_all(running.iter_mut().filter(|r| r.error.is_none()).map(|r| async move {
-            r.cx.tell(&Event::Phase("snapshot"));
-            r.began = std::time::Instant::now();
-            let options = SnapshotOptions::default();
-            let made = tokio::select! {
-                biased;
-                () = r.cx.cancel.cancelled() => Err(Error::cancelled()),
-                made = r.instance.source.snapshot(&r.cx, &options) => made,
-            };
-            match made {
-                Ok(snapshot) => {
-                    r.at = Some(snapshot.at());
-                    r.snapshot = Some(snapshot);
-                }
-                Err(error) => r.error = Some(error),
-            }
-        }))
+        join_all(
+            running
+                .iter_mut()
+                .filter(|r| r.error.is_none())
+                .map(|r| async move {
+                    r.cx.tell(&Event::Phase("snapshot"));
+                    r.began = std::time::Instant::now();
+                    let options = SnapshotOptions::default();
+                    let made = tokio::select! {
+                        biased;
+                        () = r.cx.cancel.cancelled() => Err(Error::cancelled()),
+                        made = r.instance.source.snapshot(&r.cx, &options) => made,
+                    };
+                    match made {
+                        Ok(snapshot) => {
+                            r.at = Some(snapshot.at());
+                            r.snapshot = Some(snapshot);
+                        }
+                        Err(error) => r.error = Some(error),
+                    }
+                }),
+        )
         .await;
     }
 
     /// Schema, Data and Finish of all instances at once; then Large, one instance after another.
     async fn stages(&self, running: &mut [Running<'_>], entrance: &Entrance, run: &Context) {
         for r in running.iter_mut() {
-            let cx = Context { cancel: run.cancel.clone(), ..r.cx.clone() };
+            let cx = Context {
+                cancel: run.cancel.clone(),
+                ..r.cx.clone()
+            };
             r.output = Some(Output::new(cx.clone(), entrance.clone()));
             r.cx = cx;
         }
@@ -311,7 +445,8 @@ impl Backup<'_> {
             for stage in [Stage::Schema, Stage::Data, Stage::Finish] {
                 r.stage(stage).await;
             }
-            let waits_for_large = r.error.is_none() && r.snapshot.as_ref().is_some_and(|s| s.large());
+            let waits_for_large =
+                r.error.is_none() && r.snapshot.as_ref().is_some_and(|s| s.large());
             if !waits_for_large {
                 r.close(limits.close).await;
             }
@@ -331,7 +466,14 @@ impl Backup<'_> {
         }
     }
 
-    async fn seal(&self, cx: &Context, zone: &TimeZone, running: Vec<Running<'_>>, writer: Writer, report: &mut BackupReport) -> Result<()> {
+    async fn seal(
+        &self,
+        cx: &Context,
+        zone: &TimeZone,
+        running: Vec<Running<'_>>,
+        writer: Writer,
+        report: &mut BackupReport,
+    ) -> Result<()> {
         let mut instances = Vec::new();
         let mut whole_units = 0;
         let results: Vec<_> = running.iter().map(Running::report_all).collect();
@@ -368,7 +510,7 @@ impl Backup<'_> {
         let (written, manifest, tee) = match finished {
             Ok(finished) => finished,
             Err(error) => {
-                self.failed_sinks(report, &error);
+                Self::failed_sinks(report, &error);
                 return Err(error);
             }
         };
@@ -383,35 +525,84 @@ impl Backup<'_> {
                 }
             }
             let nothing = conflict("nothing was backed up whole, so no archive was published");
-            self.failed_sinks(report, &nothing);
+            Self::failed_sinks(report, &nothing);
             return Ok(());
         }
         if !complete {
-            report.causes.push(Cause::partial(&report.name.clone(), "the archive is partial: something named is missing in it"));
+            report.causes.push(Cause::partial(
+                &report.name.clone(),
+                "the archive is partial: something named is missing in it",
+            ));
         }
-        let seal = Seal { sha256: written.sha256.clone(), bytes: written.bytes, id: manifest.id.clone(), site: manifest.site.clone(), complete };
-        join_all(uploads.into_iter().map(|(name, upload)| self.publish(cx, name, upload, &seal))).await.into_iter().for_each(|(name, result)| {
+        let seal = Seal {
+            sha256: written.sha256.clone(),
+            bytes: written.bytes,
+            id: manifest.id.clone(),
+            site: manifest.site.clone(),
+            complete,
+        };
+        join_all(
+            uploads
+                .into_iter()
+                .map(|(name, upload)| self.publish(cx, name, upload, &seal)),
+        )
+        .await
+        .into_iter()
+        .for_each(|(name, result)| {
             self.published(&name, result, report);
         });
-        self.after_publish(cx, zone, &manifest, &written, report).await;
+        self.after_publish(cx, zone, &manifest, &written, report)
+            .await;
         Ok(())
     }
 
     /// What a failed instance means for the run: 3 when anything was backed up whole, else what its kind says.
-    fn source_causes(r: &Running<'_>, source: &SourceReport, kind: Option<ErrorKind>, anything_whole: bool, report: &mut BackupReport) {
-        let class = |kind: ErrorKind| if anything_whole { Class::Partial } else { kind.into() };
+    fn source_causes(
+        r: &Running<'_>,
+        source: &SourceReport,
+        kind: Option<ErrorKind>,
+        anything_whole: bool,
+        report: &mut BackupReport,
+    ) {
+        let class = |kind: ErrorKind| {
+            if anything_whole {
+                Class::Partial
+            } else {
+                kind.into()
+            }
+        };
         if let Some(error) = &r.error {
-            report.causes.push(Cause::of(class(error.kind), &source.name, error));
+            report
+                .causes
+                .push(Cause::of(class(error.kind), &source.name, error));
         } else if source.state != State::Whole {
             let kind = kind.unwrap_or(ErrorKind::Unreachable);
-            let why = source.failed.first().map(|f| format!("; first `{}/{}`: {}", f.group, f.name, f.why)).unwrap_or_default();
-            let mut error = Error::new(kind, format!("{} of {} units failed{why}", source.totals.failed, source.totals.units));
+            let why = source
+                .failed
+                .first()
+                .map(|f| format!("; first `{}/{}`: {}", f.group, f.name, f.why))
+                .unwrap_or_default();
+            let mut error = Error::new(
+                kind,
+                format!(
+                    "{} of {} units failed{why}",
+                    source.totals.failed, source.totals.units
+                ),
+            );
             error.hint = r.output.as_ref().and_then(Output::failure_hint);
-            report.causes.push(Cause::of(class(kind), &source.name, &error));
+            report
+                .causes
+                .push(Cause::of(class(kind), &source.name, &error));
         }
     }
 
-    async fn publish(&self, cx: &Context, name: String, upload: Result<Box<dyn Upload>>, seal: &Seal) -> (String, Result<Stored>) {
+    async fn publish(
+        &self,
+        cx: &Context,
+        name: String,
+        upload: Result<Box<dyn Upload>>,
+        seal: &Seal,
+    ) -> (String, Result<Stored>) {
         let upload = match upload {
             Ok(upload) => upload,
             Err(error) => return (name, Err(error)),
@@ -428,12 +619,20 @@ impl Backup<'_> {
     }
 
     fn published(&self, name: &str, result: Result<Stored>, report: &mut BackupReport) {
-        let Some(instance) = self.sinks.iter().find(|s| s.name == name) else { return };
-        let Some(at) = report.sinks.iter().position(|s| s.name == name) else { return };
+        let Some(instance) = self.sinks.iter().find(|s| s.name == name) else {
+            return;
+        };
+        let Some(at) = report.sinks.iter().position(|s| s.name == name) else {
+            return;
+        };
         let mut sink = report.sinks[at].clone();
         match result {
             Ok(stored) => {
-                let version = if stored.version.is_empty() { crate::name::compact(self.plan.created) } else { stored.version.clone() };
+                let version = if stored.version.is_empty() {
+                    crate::name::compact(self.plan.created)
+                } else {
+                    stored.version.clone()
+                };
                 sink.published = Some((stored.name, version));
                 sink.verified = true;
             }
@@ -443,21 +642,50 @@ impl Backup<'_> {
     }
 
     /// Pins, notes and retention: where this run's archive was verified, and nowhere else.
-    async fn after_publish(&self, cx: &Context, zone: &TimeZone, manifest: &Manifest, written: &Written, report: &mut BackupReport) {
+    async fn after_publish(
+        &self,
+        cx: &Context,
+        zone: &TimeZone,
+        manifest: &Manifest,
+        written: &Written,
+        report: &mut BackupReport,
+    ) {
         tracing::debug!(bytes = written.bytes, blocks = written.blocks, "published");
         for instance in self.sinks {
-            let Some(at) = report.sinks.iter().position(|s| s.name == instance.name && s.verified) else { continue };
+            let Some(at) = report
+                .sinks
+                .iter()
+                .position(|s| s.name == instance.name && s.verified)
+            else {
+                continue;
+            };
             let cx = cx.for_instance(&instance.name);
             if self.plan.pin
-                && let Err(error) = pins::pin(&cx, &instance.sink, &manifest.id, manifest.label.as_deref().unwrap_or("")).await
+                && let Err(error) = pins::pin(
+                    &cx,
+                    &instance.sink,
+                    &manifest.id,
+                    manifest.label.as_deref().unwrap_or(""),
+                )
+                .await
             {
-                report.warnings.push(format!("`{}`: the archive could not be pinned: {error}", instance.name));
+                report.warnings.push(format!(
+                    "`{}`: the archive could not be pinned: {error}",
+                    instance.name
+                ));
             }
             // A partial run prunes nothing.
-            if manifest.complete && instance.policy.prune == PruneWhen::AfterBackup && instance.policy.keep.is_some() {
-                match prune::prune_sink(&cx, instance, zone, &prune::PruneOptions::default()).await {
+            if manifest.complete
+                && instance.policy.prune == PruneWhen::AfterBackup
+                && instance.policy.keep.is_some()
+            {
+                match prune::prune_sink(&cx, instance, zone, &prune::PruneOptions::default()).await
+                {
                     Ok(pruned) => report.sinks[at].pruned = pruned.lines(),
-                    Err(error) => report.warnings.push(format!("`{}`: old archives were not pruned: {error}", instance.name)),
+                    Err(error) => report.warnings.push(format!(
+                        "`{}`: old archives were not pruned: {error}",
+                        instance.name
+                    )),
                 }
             } else if instance.policy.keep.is_none() {
                 report.sinks[at].pruned = Vec::new();
@@ -469,7 +697,9 @@ impl Backup<'_> {
 
 impl Running<'_> {
     async fn stage(&mut self, stage: Stage) {
-        let (Some(snapshot), Some(output)) = (self.snapshot.as_mut(), self.output.clone()) else { return };
+        let (Some(snapshot), Some(output)) = (self.snapshot.as_mut(), self.output.clone()) else {
+            return;
+        };
         if self.error.is_some() {
             return;
         }
@@ -486,14 +716,20 @@ impl Running<'_> {
             () = cancel.cancelled() => Err(Error::cancelled()),
             written = snapshot.write(&self.cx, stage, &output) => written,
         };
-        let finished = if cancel.is_cancelled() { Err(Error::cancelled()) } else { output.finish_stage().await };
+        let finished = if cancel.is_cancelled() {
+            Err(Error::cancelled())
+        } else {
+            output.finish_stage().await
+        };
         if let Err(error) = written.and(finished) {
             self.error = Some(error);
         }
     }
 
     async fn close(&mut self, limit: Duration) {
-        let Some(snapshot) = self.snapshot.take() else { return };
+        let Some(snapshot) = self.snapshot.take() else {
+            return;
+        };
         self.milliseconds = self.began.elapsed().as_millis() as u64;
         let mut cx = self.cx.clone();
         // Cleaning up must go on when the run is stopped.
@@ -501,10 +737,13 @@ impl Running<'_> {
         match tokio::time::timeout(limit, snapshot.close(&cx)).await {
             Ok(Ok(facts)) => self.facts = facts,
             Ok(Err(error)) => {
-                self.error.get_or_insert_with(|| error.within("closing the snapshot"));
+                self.error
+                    .get_or_insert_with(|| error.within("closing the snapshot"));
             }
             Err(_) => {
-                self.error.get_or_insert_with(|| Error::new(ErrorKind::Unreachable, "closing the snapshot took too long"));
+                self.error.get_or_insert_with(|| {
+                    Error::new(ErrorKind::Unreachable, "closing the snapshot took too long")
+                });
             }
         }
         self.cx.tell(&Event::Done);
@@ -516,7 +755,11 @@ impl Running<'_> {
     }
 
     fn report_all(&self) -> (SourceReport, Instance, Option<ErrorKind>) {
-        let (totals, failed, kind) = self.output.as_ref().map(Output::results).unwrap_or_default();
+        let (totals, failed, kind) = self
+            .output
+            .as_ref()
+            .map(Output::results)
+            .unwrap_or_default();
         let whole = totals.units - totals.failed;
         let state = match (&self.error, totals.failed, whole) {
             (None, 0, _) => State::Whole,
@@ -534,7 +777,13 @@ impl Running<'_> {
             position: self.at.as_ref().and_then(|at| at.position.clone()),
             failed: failed.clone(),
             error: error.clone(),
-            warnings: self.health.warnings.iter().chain(&self.facts.warnings).cloned().collect(),
+            warnings: self
+                .health
+                .warnings
+                .iter()
+                .chain(&self.facts.warnings)
+                .cloned()
+                .collect(),
         };
         let instance = Instance {
             name: self.instance.name.clone(),
@@ -553,10 +802,18 @@ impl Running<'_> {
 }
 
 /// Size and sum of what lies there now. A sink that proves its sums needs no second transfer.
-async fn read_back(cx: &Context, instance: &SinkInstance, stored: &Stored, seal: &Seal) -> Result<()> {
+async fn read_back(
+    cx: &Context,
+    instance: &SinkInstance,
+    stored: &Stored,
+    seal: &Seal,
+) -> Result<()> {
     use sha2::{Digest, Sha256};
     if stored.bytes != seal.bytes {
-        return Err(Error::corrupt(format!("`{}` has {} bytes after it was stored, not {}", stored.name, stored.bytes, seal.bytes)));
+        return Err(Error::corrupt(format!(
+            "`{}` has {} bytes after it was stored, not {}",
+            stored.name, stored.bytes, seal.bytes
+        )));
     }
     if instance.sink.abilities().proof {
         return Ok(());
@@ -569,11 +826,23 @@ async fn read_back(cx: &Context, instance: &SinkInstance, stored: &Stored, seal:
         sum.update(crate::archive::read_at::ReadAt::read_at(&read, at, len).await?);
         at += len;
     }
-    if hex(&sum.finalize()) == seal.sha256 { Ok(()) } else { Err(Error::corrupt(format!("`{}` reads back other bytes than were sent", stored.name))) }
+    if hex(&sum.finalize()) == seal.sha256 {
+        Ok(())
+    } else {
+        Err(Error::corrupt(format!(
+            "`{}` reads back other bytes than were sent",
+            stored.name
+        )))
+    }
 }
 
 fn skew(instances: &[Instance]) -> u64 {
-    let instants = || instances.iter().filter_map(|i| i.at.as_ref()).map(|at| at.instant.as_millisecond());
+    let instants = || {
+        instances
+            .iter()
+            .filter_map(|i| i.at.as_ref())
+            .map(|at| at.instant.as_millisecond())
+    };
     (instants().max().unwrap_or(0) - instants().min().unwrap_or(0)) as u64
 }
 
@@ -581,7 +850,8 @@ fn skew(instances: &[Instance]) -> u64 {
 pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 /// `bk 0.1.0`.
@@ -592,13 +862,23 @@ pub fn tool() -> String {
 /// 32 hexadecimal digits of chance.
 pub fn draw_id() -> Result<String> {
     let mut bytes = [0; 16];
-    let len = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| bug(format!("no randomness: {e}")))?;
-    if len == bytes.len() { Ok(hex(&bytes)) } else { Err(bug("too little randomness")) }
+    let len = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| bug(format!("no randomness: {e}")))?;
+    if len == bytes.len() {
+        Ok(hex(&bytes))
+    } else {
+        Err(bug("too little randomness"))
+    }
 }
 
 /// The name that a run of this start asks for.
 pub fn archive_name(settings: &ArchiveSettings, start: Timestamp) -> ArchiveName {
     let zone = TimeZone::get(&settings.timezone).unwrap_or(TimeZone::UTC);
     let day = start.to_zoned(zone).strftime("%Y-%m-%d").to_string();
-    ArchiveName { prefix: settings.prefix.clone(), start, day, suffix: ".tar.xz".into() }
+    ArchiveName {
+        prefix: settings.prefix.clone(),
+        start,
+        day,
+        suffix: ".tar.xz".into(),
+    }
 }

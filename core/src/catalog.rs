@@ -85,7 +85,12 @@ pub struct SummaryInstance {
 
 impl From<&Manifest> for Summary {
     fn from(manifest: &Manifest) -> Self {
-        let instances = manifest.instances.iter().map(|i| SummaryInstance { name: i.name.clone(), identity: i.identity.clone(), state: i.state, totals: i.totals });
+        let instances = manifest.instances.iter().map(|i| SummaryInstance {
+            name: i.name.clone(),
+            identity: i.identity.clone(),
+            state: i.state,
+            totals: i.totals,
+        });
         Self {
             id: manifest.id.clone(),
             site: manifest.site.clone(),
@@ -118,8 +123,19 @@ impl Entry {
     /// The same for retention.
     pub fn known(&self, pins: &BTreeMap<String, String>) -> Option<Known> {
         let summary = self.summary()?;
-        let sizes = summary.instances.iter().map(|i| Size { name: i.name.clone(), identity: i.identity.clone(), rows: i.totals.rows, bytes: i.totals.bytes });
-        Some(Known { id: summary.id.clone(), created: summary.created, complete: summary.complete, pinned: pins.contains_key(&summary.id), instances: sizes.collect() })
+        let sizes = summary.instances.iter().map(|i| Size {
+            name: i.name.clone(),
+            identity: i.identity.clone(),
+            rows: i.totals.rows,
+            bytes: i.totals.bytes,
+        });
+        Some(Known {
+            id: summary.id.clone(),
+            created: summary.created,
+            complete: summary.complete,
+            pinned: pins.contains_key(&summary.id),
+            instances: sizes.collect(),
+        })
     }
 }
 
@@ -141,7 +157,12 @@ struct CatalogueNote {
 impl Catalogue {
     /// Reads all sinks, side by side.
     pub async fn read(cx: &Context, sinks: &[SinkInstance]) -> Self {
-        let each = sinks.iter().map(|sink| async move { (sink.name.clone(), read_sink(&cx.for_instance(&sink.name), sink).await) });
+        let each = sinks.iter().map(|sink| async move {
+            (
+                sink.name.clone(),
+                read_sink(&cx.for_instance(&sink.name), sink).await,
+            )
+        });
         let mut catalogue = Self::default();
         for (name, read) in futures::future::join_all(each).await {
             match read {
@@ -149,58 +170,119 @@ impl Catalogue {
                 Err(error) => catalogue.failures.push((name, error)),
             }
         }
-        catalogue.entries.sort_by(|a, b| newest_first(a).cmp(&newest_first(b)));
+        catalogue.entries.sort_by_key(newest_first);
         catalogue
     }
 
     /// Archives of this site.
     pub fn archives(&self) -> impl Iterator<Item = (&Entry, &Summary)> {
-        self.entries.iter().filter_map(|entry| Some((entry, entry.summary()?)))
+        self.entries
+            .iter()
+            .filter_map(|entry| Some((entry, entry.summary()?)))
     }
 
     /// The newest whole archive.
     pub fn newest_whole(&self) -> Option<&Summary> {
-        self.archives().map(|(_, summary)| summary).find(|summary| summary.complete)
+        self.archives()
+            .map(|(_, summary)| summary)
+            .find(|summary| summary.complete)
     }
 
     /// The copies that a wish means: of one archive, in the order of the sinks.
     pub fn choose(&self, wish: &Wish, zone: &TimeZone) -> Result<Vec<&Entry>> {
-        let candidates: Vec<_> = self.archives().filter(|(entry, _)| wish.from.as_ref().is_none_or(|from| *from == entry.sink)).collect();
+        let candidates: Vec<_> = self
+            .archives()
+            .filter(|(entry, _)| wish.from.as_ref().is_none_or(|from| *from == entry.sink))
+            .collect();
         if candidates.is_empty() {
-            let whose = wish.from.as_ref().map_or_else(String::new, |from| format!(" on `{from}`"));
-            return Err(not_found(format!("there is no archive of this site{whose}")).hint("bk list --all"));
+            let whose = wish
+                .from
+                .as_ref()
+                .map_or_else(String::new, |from| format!(" on `{from}`"));
+            return Err(
+                not_found(format!("there is no archive of this site{whose}")).hint("bk list --all"),
+            );
         }
-        let moment = wish.date.as_deref().map(|date| Moment::parse(date, zone)).transpose()?;
+        let moment = wish
+            .date
+            .as_deref()
+            .map(|date| Moment::parse(date, zone))
+            .transpose()?;
         let fits = |entry: &Entry, summary: &Summary| {
-            let date = moment.as_ref().is_none_or(|moment| moment.takes(summary.created, zone));
-            let version = wish.version.as_ref().is_none_or(|v| *v == entry.version() || *v == compact(summary.created) || *v == summary.id || entry.stored.name == *v);
+            let date = moment
+                .as_ref()
+                .is_none_or(|moment| moment.takes(summary.created, zone));
+            let version = wish.version.as_ref().is_none_or(|v| {
+                *v == entry.version()
+                    || *v == compact(summary.created)
+                    || *v == summary.id
+                    || entry.stored.name == *v
+            });
             date && version
         };
-        let fitting: Vec<_> = candidates.iter().filter(|(entry, summary)| fits(entry, summary)).collect();
+        let fitting: Vec<_> = candidates
+            .iter()
+            .filter(|(entry, summary)| fits(entry, summary))
+            .collect();
         if fitting.is_empty() {
             return Err(nothing_fits(wish, &candidates, zone));
         }
-        let chosen = fitting.iter().find(|(_, s)| s.complete || wish.partial_too).map(|(_, s)| s.id.clone());
+        let chosen = fitting
+            .iter()
+            .find(|(_, s)| s.complete || wish.partial_too)
+            .map(|(_, s)| s.id.clone());
         let Some(id) = chosen else {
-            return Err(conflict("the only archive that fits is partial: something named is missing in it").hint("look with bk show, then repeat with --allow-partial"));
+            return Err(conflict(
+                "the only archive that fits is partial: something named is missing in it",
+            )
+            .hint("look with bk show, then repeat with --allow-partial"));
         };
-        Ok(fitting.iter().filter(|(_, s)| s.id == id).map(|(entry, _)| *entry).collect())
+        Ok(fitting
+            .iter()
+            .filter(|(_, s)| s.id == id)
+            .map(|(entry, _)| *entry)
+            .collect())
     }
 }
 
 fn newest_first(entry: &Entry) -> (u8, std::cmp::Reverse<Timestamp>, String, String) {
     match &entry.what {
-        What::Archive(summary) => (0, std::cmp::Reverse(summary.created), summary.id.clone(), entry.sink.clone()),
-        _ => (1, std::cmp::Reverse(entry.stored.modified), entry.stored.name.clone(), entry.sink.clone()),
+        What::Archive(summary) => (
+            0,
+            std::cmp::Reverse(summary.created),
+            summary.id.clone(),
+            entry.sink.clone(),
+        ),
+        _ => (
+            1,
+            std::cmp::Reverse(entry.stored.modified),
+            entry.stored.name.clone(),
+            entry.sink.clone(),
+        ),
     }
 }
 
 fn nothing_fits(wish: &Wish, candidates: &[(&Entry, &Summary)], zone: &TimeZone) -> Error {
-    let mut days: Vec<_> = candidates.iter().map(|(_, s)| s.created.to_zoned(zone.clone()).date()).collect();
+    let mut days: Vec<_> = candidates
+        .iter()
+        .map(|(_, s)| s.created.to_zoned(zone.clone()).date())
+        .collect();
     days.dedup();
-    let near = match wish.date.as_deref().and_then(|date| Moment::parse(date, zone).ok()) {
+    let near = match wish
+        .date
+        .as_deref()
+        .and_then(|date| Moment::parse(date, zone).ok())
+    {
         Some(moment) => {
-            days.sort_by_key(|day| (moment.day(zone).until(*day).map_or(i64::MAX, |span| i64::from(span.get_days()).abs()), *day));
+            days.sort_by_key(|day| {
+                (
+                    moment
+                        .day(zone)
+                        .until(*day)
+                        .map_or(i64::MAX, |span| i64::from(span.get_days()).abs()),
+                    *day,
+                )
+            });
             days
         }
         None => days,
@@ -212,7 +294,10 @@ fn nothing_fits(wish: &Wish, candidates: &[(&Entry, &Summary)], zone: &TimeZone)
         (None, Some(version)) => format!("with version `{version}`"),
         (None, None) => "that fits".into(),
     };
-    not_found(format!("there is no archive {asked}")).hint(format!("the nearest days with archives: {}; bk list shows all", said.join(", ")))
+    not_found(format!("there is no archive {asked}")).hint(format!(
+        "the nearest days with archives: {}; bk list shows all",
+        said.join(", ")
+    ))
 }
 
 /// Which archive a person asks for.
@@ -240,15 +325,24 @@ pub enum Moment {
 impl Moment {
     /// `2026-08-22`, `20260822`, `20260822_031500`, `20260822T031500Z` or RFC 3339.
     pub fn parse(text: &str, zone: &TimeZone) -> Result<Self> {
-        let wrong = || settings(format!("`{text}` is no date")).hint("write 2026-08-22, 20260822_031500 or 2026-08-22T03:15:00Z");
-        if let Ok(day) = jiff::civil::Date::strptime("%Y-%m-%d", text).or_else(|_| jiff::civil::Date::strptime("%Y%m%d", text)) {
+        let wrong = || {
+            settings(format!("`{text}` is no date"))
+                .hint("write 2026-08-22, 20260822_031500 or 2026-08-22T03:15:00Z")
+        };
+        if let Ok(day) = jiff::civil::Date::strptime("%Y-%m-%d", text)
+            .or_else(|_| jiff::civil::Date::strptime("%Y%m%d", text))
+        {
             return Ok(Self::Day(day));
         }
         if let Ok(at) = text.parse::<Timestamp>() {
             return Ok(Self::AtOrBefore(at));
         }
-        let at = jiff::civil::DateTime::strptime("%Y%m%d_%H%M%S", text).or_else(|_| text.parse()).map_err(|_| wrong())?;
-        Ok(Self::AtOrBefore(at.to_zoned(zone.clone()).map_err(|_| wrong())?.timestamp()))
+        let at = jiff::civil::DateTime::strptime("%Y%m%d_%H%M%S", text)
+            .or_else(|_| text.parse())
+            .map_err(|_| wrong())?;
+        Ok(Self::AtOrBefore(
+            at.to_zoned(zone.clone()).map_err(|_| wrong())?.timestamp(),
+        ))
     }
 
     fn takes(self, created: Timestamp, zone: &TimeZone) -> bool {
@@ -283,7 +377,11 @@ async fn read_sink(cx: &Context, instance: &SinkInstance) -> Result<Vec<Entry>> 
                     Some(summary) => What::Archive(Box::new(summary)),
                     None => look(cx, sink, &stored).await?,
                 };
-                Ok::<_, Error>(Entry { sink: instance.name.clone(), stored, what })
+                Ok::<_, Error>(Entry {
+                    sink: instance.name.clone(),
+                    stored,
+                    what,
+                })
             }
         })
         .buffer_unordered(TAILS_AT_ONCE)
@@ -291,7 +389,10 @@ async fn read_sink(cx: &Context, instance: &SinkInstance) -> Result<Vec<Entry>> 
         .await
         .into_iter()
         .collect::<Result<_>>()?;
-    let fresh = entries.iter().filter(|e| e.summary().is_some_and(|_| !noted.contains_key(&e.stored))).count();
+    let fresh = entries
+        .iter()
+        .filter(|e| e.summary().is_some_and(|_| !noted.contains_key(&e.stored)))
+        .count();
     let gone = known + fresh != entries.iter().filter(|e| e.summary().is_some()).count();
     if fresh > 0 || gone {
         write_notes(cx, sink, &entries).await;
@@ -304,7 +405,10 @@ fn month(at: Timestamp) -> String {
 }
 
 fn note_name(cx: &Context, month: &str) -> NoteName {
-    NoteName { site: cx.site.to_string(), name: format!("catalogue-{month}") }
+    NoteName {
+        site: cx.site.to_string(),
+        name: format!("catalogue-{month}"),
+    }
 }
 
 async fn read_note(cx: &Context, sink: &Arc<dyn Sink>, month: &str) -> Vec<(Stored, Summary)> {
@@ -318,22 +422,36 @@ async fn read_note(cx: &Context, sink: &Arc<dyn Sink>, month: &str) -> Vec<(Stor
     };
     // A note that cannot be parsed is as good as none.
     let note = serde_json::from_slice::<CatalogueNote>(&note.body);
-    note.ok().filter(|n| n.format == 1).map(|n| n.entries).unwrap_or_default().into_iter().filter(|(_, s)| *s.site == *cx.site).collect()
+    note.ok()
+        .filter(|n| n.format == 1)
+        .map(|n| n.entries)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(_, s)| *s.site == *cx.site)
+        .collect()
 }
 
 async fn write_notes(cx: &Context, sink: &Arc<dyn Sink>, entries: &[Entry]) {
     let mut months: BTreeMap<String, Vec<(Stored, Summary)>> = BTreeMap::new();
     for entry in entries {
         if let Some(summary) = entry.summary() {
-            months.entry(month(entry.stored.modified)).or_default().push((entry.stored.clone(), summary.clone()));
+            months
+                .entry(month(entry.stored.modified))
+                .or_default()
+                .push((entry.stored.clone(), summary.clone()));
         }
     }
     for (month, entries) in months {
-        let Ok(body) = serde_json::to_vec(&CatalogueNote { format: 1, entries }) else { continue };
+        let Ok(body) = serde_json::to_vec(&CatalogueNote { format: 1, entries }) else {
+            continue;
+        };
         if body.len() > NOTE_MAX_BYTES {
             continue;
         }
-        if let Err(error) = sink.set_note(cx, &note_name(cx, &month), body.into(), Was::Any).await {
+        if let Err(error) = sink
+            .set_note(cx, &note_name(cx, &month), body.into(), Was::Any)
+            .await
+        {
             tracing::debug!(%error, "catalogue note not written");
         }
     }
@@ -345,13 +463,19 @@ async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<Wha
     match Opened::open(read.clone()).await {
         Ok(opened) => {
             let summary = Summary::from(&opened.manifest);
-            Ok(if *summary.site == *cx.site { What::Archive(Box::new(summary)) } else { What::OtherSite(summary.site) })
+            Ok(if *summary.site == *cx.site {
+                What::Archive(Box::new(summary))
+            } else {
+                What::OtherSite(summary.site)
+            })
         }
-        Err(error) if matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) => Ok(match head(read.as_ref()).await {
-            Some(head) if *head.site == *cx.site => What::Damaged(error.what),
-            Some(head) => What::OtherSite(head.site),
-            None => What::Foreign,
-        }),
+        Err(error) if matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+            Ok(match head(read.as_ref()).await {
+                Some(head) if *head.site == *cx.site => What::Damaged(error.what),
+                Some(head) => What::OtherSite(head.site),
+                None => What::Foreign,
+            })
+        }
         Err(error) => Err(error.within(format!("`{}`", stored.name))),
     }
 }
@@ -365,7 +489,8 @@ pub async fn head(read: &dyn ReadAt) -> Option<FormatMember> {
     let mut text = Vec::new();
     tar::read_members(&raw[..], |head, body| {
         if head.path.as_bytes() == FORMAT_MEMBER.as_bytes() {
-            body.read_to_end(&mut text).map_err(|e| Error::corrupt(e.to_string()))?;
+            body.read_to_end(&mut text)
+                .map_err(|e| Error::corrupt(e.to_string()))?;
         }
         Ok(())
     })

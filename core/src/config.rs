@@ -122,7 +122,12 @@ pub struct SinkPolicy {
 
 impl Default for SinkPolicy {
     fn default() -> Self {
-        Self { plugin: None, required: true, keep: None, prune: PruneWhen::AfterBackup }
+        Self {
+            plugin: None,
+            required: true,
+            keep: None,
+            prune: PruneWhen::AfterBackup,
+        }
     }
 }
 
@@ -158,19 +163,46 @@ pub struct Layers {
 impl Layers {
     /// The file: `--config`, else `BK_CONFIG`, `./plugins.toml`, `$XDG_CONFIG_HOME/bk/plugins.toml`, `/etc/bk/plugins.toml`.
     pub fn find(&self) -> Result<PathBuf> {
-        if let Some(path) = self.path.clone().or_else(|| self.environment.get("BK_CONFIG").map(PathBuf::from)) {
+        if let Some(path) = self
+            .path
+            .clone()
+            .or_else(|| self.environment.get("BK_CONFIG").map(PathBuf::from))
+        {
             return Ok(path);
         }
-        let home = self.environment.get("HOME").map(|home| Path::new(home).join(".config"));
-        let xdg = self.environment.get("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or(home);
-        let places: Vec<_> = [Some(PathBuf::from("plugins.toml")), xdg.map(|dir| dir.join("bk/plugins.toml")), Some("/etc/bk/plugins.toml".into())]
-            .into_iter()
-            .flatten()
-            .collect();
-        places.iter().find(|path| path.exists()).cloned().ok_or_else(|| {
-            let said: Vec<_> = places.iter().map(|path| format!("`{}`", path.display())).collect();
-            settings(format!("there is no settings file; looked at {}", said.join(", "))).hint("write a plugins.toml, or name one with --config PATH")
-        })
+        let home = self
+            .environment
+            .get("HOME")
+            .map(|home| Path::new(home).join(".config"));
+        let xdg = self
+            .environment
+            .get("XDG_CONFIG_HOME")
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+            .or(home);
+        let places: Vec<_> = [
+            Some(PathBuf::from("plugins.toml")),
+            xdg.map(|dir| dir.join("bk/plugins.toml")),
+            Some("/etc/bk/plugins.toml".into()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        places
+            .iter()
+            .find(|path| path.exists())
+            .cloned()
+            .ok_or_else(|| {
+                let said: Vec<_> = places
+                    .iter()
+                    .map(|path| format!("`{}`", path.display()))
+                    .collect();
+                settings(format!(
+                    "there is no settings file; looked at {}",
+                    said.join(", ")
+                ))
+                .hint("write a plugins.toml, or name one with --config PATH")
+            })
     }
 }
 
@@ -196,12 +228,20 @@ impl Node {
     }
 
     fn get(&self, key: &str) -> Option<&Node> {
-        self.table()?.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+        self.table()?
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, node)| node)
     }
 
     fn json(&self) -> Value {
         match &self.value {
-            Leaf::Table(entries) => Value::Object(entries.iter().map(|(key, node)| (key.clone(), node.json())).collect()),
+            Leaf::Table(entries) => Value::Object(
+                entries
+                    .iter()
+                    .map(|(key, node)| (key.clone(), node.json()))
+                    .collect(),
+            ),
             Leaf::Value(value) => value.clone(),
         }
     }
@@ -227,28 +267,52 @@ impl Node {
 
     fn put(&mut self, keys: &[String], value: Value, origin: &Origin) {
         let [key, rest @ ..] = keys else {
-            *self = Node { value: leaf(value, origin), origin: origin.clone() };
+            *self = Node {
+                value: leaf(value, origin),
+                origin: origin.clone(),
+            };
             return;
         };
         if !matches!(self.value, Leaf::Table(_)) {
             self.value = Leaf::Table(Vec::new());
         }
-        let Leaf::Table(entries) = &mut self.value else { return };
-        let same = |name: &str| name == key || name.replace('-', "_").eq_ignore_ascii_case(&key.replace('-', "_"));
-        match entries.iter_mut().find(|(name, _)| same(name)) {
-            Some((_, node)) => node.put(rest, value, origin),
-            None => {
-                let mut node = Node { value: Leaf::Table(Vec::new()), origin: origin.clone() };
-                node.put(rest, value, origin);
-                entries.push((key.clone(), node));
-            }
+        let Leaf::Table(entries) = &mut self.value else {
+            return;
+        };
+        let same = |name: &str| {
+            name == key
+                || name
+                    .replace('-', "_")
+                    .eq_ignore_ascii_case(&key.replace('-', "_"))
+        };
+        if let Some((_, node)) = entries.iter_mut().find(|(name, _)| same(name)) {
+            node.put(rest, value, origin)
+        } else {
+            let mut node = Node {
+                value: Leaf::Table(Vec::new()),
+                origin: origin.clone(),
+            };
+            node.put(rest, value, origin);
+            entries.push((key.clone(), node));
         }
     }
 }
 
 fn leaf(value: Value, origin: &Origin) -> Leaf {
     match value {
-        Value::Object(map) => Leaf::Table(map.into_iter().map(|(k, v)| (k, Node { value: leaf(v, origin), origin: origin.clone() })).collect()),
+        Value::Object(map) => Leaf::Table(
+            map.into_iter()
+                .map(|(k, v)| {
+                    (
+                        k,
+                        Node {
+                            value: leaf(v, origin),
+                            origin: origin.clone(),
+                        },
+                    )
+                })
+                .collect(),
+        ),
         other => Leaf::Value(other),
     }
 }
@@ -262,13 +326,19 @@ struct Problems<'a> {
 impl Problems<'_> {
     fn add(&mut self, origin: &Origin, what: &str, hint: Option<&str>) {
         let place = self.place(origin);
-        let hint = hint.map(|hint| format!("\n    hint: {hint}")).unwrap_or_default();
+        let hint = hint
+            .map(|hint| format!("\n    hint: {hint}"))
+            .unwrap_or_default();
         self.list.push(format!("{place}: {what}{hint}"));
     }
 
     fn faults(&mut self, node: &Node, prefix: &str, faults: &Faults) {
         for Fault { key, what, hint } in &faults.0 {
-            self.add(node.origin_of(key), &format!("{prefix}: {what}"), hint.as_deref());
+            self.add(
+                node.origin_of(key),
+                &format!("{prefix}: {what}"),
+                hint.as_deref(),
+            );
         }
     }
 
@@ -286,7 +356,13 @@ impl Problems<'_> {
         }
         let count = self.list.len();
         let noun = if count == 1 { "mistake" } else { "mistakes" };
-        Err(Error::new(ErrorKind::Settings, format!("{count} {noun} in the settings\n  {}", self.list.join("\n  "))))
+        Err(Error::new(
+            ErrorKind::Settings,
+            format!(
+                "{count} {noun} in the settings\n  {}",
+                self.list.join("\n  ")
+            ),
+        ))
     }
 }
 
@@ -306,11 +382,25 @@ impl Config {
     /// Reads all layers, checks all instances, builds them.
     pub fn load(layers: &Layers, registry: &Registry) -> Result<Self> {
         let path = layers.find()?;
-        let bytes = std::fs::read(&path).map_err(|e| Error { kind: ErrorKind::Settings, ..Error::io("read the settings in", &path, e) })?;
-        let mut problems = Problems { file: &path, list: Vec::new() };
+        let bytes = std::fs::read(&path).map_err(|e| Error {
+            kind: ErrorKind::Settings,
+            ..Error::io("read the settings in", &path, e)
+        })?;
+        let mut problems = Problems {
+            file: &path,
+            list: Vec::new(),
+        };
         let Ok(text) = std::str::from_utf8(&bytes) else {
-            let line = bytes.split(|b| *b == b'\n').position(|line| std::str::from_utf8(line).is_err()).unwrap_or(0) + 1;
-            problems.add(&Origin::File(line, 1), "the file is not UTF-8", Some("save it as UTF-8"));
+            let line = bytes
+                .split(|b| *b == b'\n')
+                .position(|line| std::str::from_utf8(line).is_err())
+                .unwrap_or(0)
+                + 1;
+            problems.add(
+                &Origin::File(line, 1),
+                "the file is not UTF-8",
+                Some("save it as UTF-8"),
+            );
             return Err(problems.finish().err().unwrap_or_else(Error::cancelled));
         };
         let mut root = parse(text, &mut problems);
@@ -323,9 +413,18 @@ impl Config {
         Ok(config)
     }
 
-    fn from_tree(root: &Node, path: &Path, registry: &Registry, problems: &mut Problems<'_>) -> Self {
+    fn from_tree(
+        root: &Node,
+        path: &Path,
+        registry: &Registry,
+        problems: &mut Problems<'_>,
+    ) -> Self {
         top_level(root, problems);
-        let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        let folder = path
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_path_buf();
         let plugins = plugins(root, registry, problems);
         let archive = archive(root, problems);
         let mut config = Self {
@@ -343,7 +442,11 @@ impl Config {
         config.sinks(root, registry, problems);
         config.collect_values(root, registry);
         if config.sinks.is_empty() && problems.list.is_empty() {
-            problems.add(&root.origin, "no sink is set and enabled: an archive would have no place", Some("add `[sink.local]` with `path = \"backups\"`, and `local` to `plugins`"));
+            problems.add(
+                &root.origin,
+                "no sink is set and enabled: an archive would have no place",
+                Some("add `[sink.local]` with `path = \"backups\"`, and `local` to `plugins`"),
+            );
         }
         config
     }
@@ -360,12 +463,24 @@ impl Config {
             };
             let plugin = policy.plugin.unwrap_or_else(|| name.clone());
             match registry.source(&plugin) {
-                _ if !self.plugins.contains(&plugin) => self.not_enabled.push(format!("source.{name}")),
+                _ if !self.plugins.contains(&plugin) => {
+                    self.not_enabled.push(format!("source.{name}"))
+                }
                 None => no_such_plugin(node, "source", &name, &plugin, registry, problems),
                 Some(known) => {
-                    let settings = Settings { instance: name.clone(), folder: self.folder.clone(), table };
-                    if let Some(source) = built(node, "source", &name, (known.build)(settings), problems) {
-                        self.sources.push(SourceInstance { name, plugin, source });
+                    let settings = Settings {
+                        instance: name.clone(),
+                        folder: self.folder.clone(),
+                        table,
+                    };
+                    if let Some(source) =
+                        built(node, "source", &name, (known.build)(settings), problems)
+                    {
+                        self.sources.push(SourceInstance {
+                            name,
+                            plugin,
+                            source,
+                        });
                     }
                 }
             }
@@ -384,12 +499,25 @@ impl Config {
             };
             let plugin = policy.plugin.clone().unwrap_or_else(|| name.clone());
             match registry.sink(&plugin) {
-                _ if !self.plugins.contains(&plugin) => self.not_enabled.push(format!("sink.{name}")),
+                _ if !self.plugins.contains(&plugin) => {
+                    self.not_enabled.push(format!("sink.{name}"))
+                }
                 None => no_such_plugin(node, "sink", &name, &plugin, registry, problems),
                 Some(known) => {
-                    let settings = Settings { instance: name.clone(), folder: self.folder.clone(), table };
-                    if let Some(sink) = built(node, "sink", &name, (known.build)(settings), problems) {
-                        self.sinks.push(SinkInstance { name, plugin, policy, sink });
+                    let settings = Settings {
+                        instance: name.clone(),
+                        folder: self.folder.clone(),
+                        table,
+                    };
+                    if let Some(sink) =
+                        built(node, "sink", &name, (known.build)(settings), problems)
+                    {
+                        self.sinks.push(SinkInstance {
+                            name,
+                            plugin,
+                            policy,
+                            sink,
+                        });
                     }
                 }
             }
@@ -404,7 +532,10 @@ impl Config {
                 continue;
             }
             for (name, node) in node.table().unwrap_or_default() {
-                let plugin = node.get("plugin").and_then(|p| p.json().as_str().map(str::to_owned)).unwrap_or_else(|| name.clone());
+                let plugin = node
+                    .get("plugin")
+                    .and_then(|p| p.json().as_str().map(str::to_owned))
+                    .unwrap_or_else(|| name.clone());
                 let schema = match key.as_str() {
                     "source" => registry.source(&plugin).map(|p| (p.schema)()),
                     _ => registry.sink(&plugin).map(|p| (p.schema)()),
@@ -414,7 +545,13 @@ impl Config {
                     Some(schema) => is_secret(schema, setting),
                     None => true,
                 };
-                let secrets: Vec<_> = node.table().unwrap_or_default().iter().filter(|(k, n)| schema.is_some() && masked(k) && n.table().is_none()).map(|(k, _)| k).collect();
+                let secrets: Vec<_> = node
+                    .table()
+                    .unwrap_or_default()
+                    .iter()
+                    .filter(|(k, n)| schema.is_some() && masked(k) && n.table().is_none())
+                    .map(|(k, _)| k)
+                    .collect();
                 self.warnings.extend(secrets.iter().map(|k| format!("`{key}.{name}.{k}` stands in the settings in the clear; write {{ env = … }}, {{ file = … }} or {{ command = … }}")));
                 flatten(&format!("{key}.{name}"), node, &masked, &mut self.values);
             }
@@ -423,10 +560,18 @@ impl Config {
 
     /// The sink of this name.
     pub fn sink(&self, name: &str) -> Result<&SinkInstance> {
-        self.sinks.iter().find(|sink| sink.name == name).ok_or_else(|| {
-            let names: Vec<_> = self.sinks.iter().map(|sink| format!("`{}`", sink.name)).collect();
-            settings(format!("there is no sink `{name}`")).hint(format!("the sinks are {}", names.join(", ")))
-        })
+        self.sinks
+            .iter()
+            .find(|sink| sink.name == name)
+            .ok_or_else(|| {
+                let names: Vec<_> = self
+                    .sinks
+                    .iter()
+                    .map(|sink| format!("`{}`", sink.name))
+                    .collect();
+                settings(format!("there is no sink `{name}`"))
+                    .hint(format!("the sinks are {}", names.join(", ")))
+            })
     }
 }
 
@@ -436,18 +581,31 @@ fn is_secret(schema: &Schema, setting: &str) -> bool {
     property.is_none_or(is_write_only)
 }
 
-fn flatten(path: &str, node: &Node, masked: &dyn Fn(&str) -> bool, out: &mut Vec<(String, String, String)>) {
+fn flatten(
+    path: &str,
+    node: &Node,
+    masked: &dyn Fn(&str) -> bool,
+    out: &mut Vec<(String, String, String)>,
+) {
     match node.table() {
         Some(entries) => {
             for (key, node) in entries {
                 if masked(key) {
-                    out.push((format!("{path}.{key}"), "***".into(), node.origin.to_string()));
+                    out.push((
+                        format!("{path}.{key}"),
+                        "***".into(),
+                        node.origin.to_string(),
+                    ));
                 } else {
                     flatten(&format!("{path}.{key}"), node, &|_| false, out);
                 }
             }
         }
-        None => out.push((path.to_owned(), node.json().to_string(), node.origin.to_string())),
+        None => out.push((
+            path.to_owned(),
+            node.json().to_string(),
+            node.origin.to_string(),
+        )),
     }
 }
 
@@ -461,18 +619,42 @@ fn parse(text: &str, problems: &mut Problems<'_>) -> Node {
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let origin = position(error.span().map_or(0, |span| span.start));
-        problems.add(&origin, error.message(), Some("see https://toml.io for how a value is written"));
+        problems.add(
+            &origin,
+            error.message(),
+            Some("see https://toml.io for how a value is written"),
+        );
     }
     let mut entries = Vec::new();
     for (key, value) in table.get_ref() {
-        entries.push((key.get_ref().to_string(), node(value, position(key.span().start), &position)));
+        entries.push((
+            key.get_ref().to_string(),
+            node(value, position(key.span().start), &position),
+        ));
     }
-    Node { value: Leaf::Table(entries), origin: Origin::File(1, 1) }
+    Node {
+        value: Leaf::Table(entries),
+        origin: Origin::File(1, 1),
+    }
 }
 
-fn node(value: &toml::Spanned<DeValue<'_>>, origin: Origin, position: &dyn Fn(usize) -> Origin) -> Node {
+fn node(
+    value: &toml::Spanned<DeValue<'_>>,
+    origin: Origin,
+    position: &dyn Fn(usize) -> Origin,
+) -> Node {
     let value = match value.get_ref() {
-        DeValue::Table(table) => Leaf::Table(table.iter().map(|(key, value)| (key.get_ref().to_string(), node(value, position(key.span().start), position))).collect()),
+        DeValue::Table(table) => Leaf::Table(
+            table
+                .iter()
+                .map(|(key, value)| {
+                    (
+                        key.get_ref().to_string(),
+                        node(value, position(key.span().start), position),
+                    )
+                })
+                .collect(),
+        ),
         other => Leaf::Value(scalar(other)),
     };
     Node { value, origin }
@@ -481,18 +663,34 @@ fn node(value: &toml::Spanned<DeValue<'_>>, origin: Origin, position: &dyn Fn(us
 fn scalar(value: &DeValue<'_>) -> Value {
     match value {
         DeValue::String(text) => Value::String(text.to_string()),
-        DeValue::Integer(number) => i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).map_or(Value::Null, Value::from),
-        DeValue::Float(number) => number.as_str().replace('_', "").parse::<f64>().map_or(Value::Null, Value::from),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix())
+                .map_or(Value::Null, Value::from)
+        }
+        DeValue::Float(number) => number
+            .as_str()
+            .replace('_', "")
+            .parse::<f64>()
+            .map_or(Value::Null, Value::from),
         DeValue::Boolean(yes) => Value::Bool(*yes),
         DeValue::Datetime(time) => Value::String(time.to_string()),
-        DeValue::Array(list) => Value::Array(list.iter().map(|item| scalar(item.get_ref())).collect()),
-        DeValue::Table(table) => Value::Object(table.iter().map(|(k, v)| (k.get_ref().to_string(), scalar(v.get_ref()))).collect()),
+        DeValue::Array(list) => {
+            Value::Array(list.iter().map(|item| scalar(item.get_ref())).collect())
+        }
+        DeValue::Table(table) => Value::Object(
+            table
+                .iter()
+                .map(|(k, v)| (k.get_ref().to_string(), scalar(v.get_ref())))
+                .collect(),
+        ),
     }
 }
 
 fn overlay(root: &mut Node, layers: &Layers, problems: &mut Problems<'_>) {
     for (name, text) in &layers.environment {
-        let Some(rest) = name.strip_prefix("BK_").filter(|rest| rest.contains("__")) else { continue };
+        let Some(rest) = name.strip_prefix("BK_").filter(|rest| rest.contains("__")) else {
+            continue;
+        };
         let keys: Vec<_> = rest.split("__").map(str::to_ascii_lowercase).collect();
         root.put(&keys, loose_value(text), &Origin::Environment(name.clone()));
     }
@@ -502,7 +700,11 @@ fn overlay(root: &mut Node, layers: &Layers, problems: &mut Problems<'_>) {
                 let keys: Vec<_> = key.split('.').map(str::to_owned).collect();
                 root.put(&keys, loose_value(text), &Origin::Set);
             }
-            _ => problems.add(&Origin::Set, &format!("`{assignment}` is no assignment"), Some("write --set source.mysql.host=db")),
+            _ => problems.add(
+                &Origin::Set,
+                &format!("`{assignment}` is no assignment"),
+                Some("write --set source.mysql.host=db"),
+            ),
         }
     }
 }
@@ -523,38 +725,69 @@ fn top_level(root: &Node, problems: &mut Problems<'_>) {
         }
     }
     match root.get("format").map(|node| (node.json(), &node.origin)) {
-        None => problems.add(&root.origin, "`format` is missing", Some("begin the file with `format = 1`")),
+        None => problems.add(
+            &root.origin,
+            "`format` is missing",
+            Some("begin the file with `format = 1`"),
+        ),
         Some((Value::Number(n), _)) if n.as_u64() == Some(1) => {}
-        Some((other, origin)) => problems.add(origin, &format!("`format` is `{other}`; this version knows 1"), Some("write `format = 1`, or use a newer bk")),
+        Some((other, origin)) => problems.add(
+            origin,
+            &format!("`format` is `{other}`; this version knows 1"),
+            Some("write `format = 1`, or use a newer bk"),
+        ),
     }
 }
 
 fn plugins(root: &Node, registry: &Registry, problems: &mut Problems<'_>) -> Vec<String> {
     let Some(node) = root.get("plugins") else {
-        problems.add(&root.origin, "`plugins` is missing", Some("list what is enabled: `plugins = [\"files\", \"local\"]`"));
+        problems.add(
+            &root.origin,
+            "`plugins` is missing",
+            Some("list what is enabled: `plugins = [\"files\", \"local\"]`"),
+        );
         return Vec::new();
     };
     let json = node.json();
-    let names: Option<Vec<String>> = json.as_array().and_then(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+    let names: Option<Vec<String>> = json
+        .as_array()
+        .and_then(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
     let Some(names) = names else {
-        problems.add(&node.origin, "`plugins` is no list of names", Some("write `plugins = [\"files\", \"local\"]`"));
+        problems.add(
+            &node.origin,
+            "`plugins` is no list of names",
+            Some("write `plugins = [\"files\", \"local\"]`"),
+        );
         return Vec::new();
     };
     for name in &names {
         if !registry.names().any(|known| known == name) {
             let known: Vec<_> = registry.names().collect();
             let near = crate::selector::nearest(name, known.iter().copied());
-            let hint = near.first().map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
-            problems.add(&node.origin, &format!("there is no plugin `{name}`"), Some(&hint));
+            let hint = near.first().map_or_else(
+                || format!("there are {}", known.join(", ")),
+                |near| format!("did you mean {near}?"),
+            );
+            problems.add(
+                &node.origin,
+                &format!("there is no plugin `{name}`"),
+                Some(&hint),
+            );
         }
     }
     names
 }
 
 fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
-    let Some(node) = root.get("archive") else { return ArchiveSettings::default() };
+    let Some(node) = root.get("archive") else {
+        return ArchiveSettings::default();
+    };
     if node.table().is_none() {
-        problems.add(&node.origin, "`archive` is no table", Some("write [archive] on a line of its own"));
+        problems.add(
+            &node.origin,
+            "`archive` is no table",
+            Some("write [archive] on a line of its own"),
+        );
         return ArchiveSettings::default();
     }
     let settings: ArchiveSettings = match parse_table(&node.object()) {
@@ -564,44 +797,92 @@ fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
             return ArchiveSettings::default();
         }
     };
-    let mut fault = |key: &str, what: String, hint: &str| problems.add(node.origin_of(key), &format!("[archive]: {what}"), Some(hint));
+    let mut fault = |key: &str, what: String, hint: &str| {
+        problems.add(
+            node.origin_of(key),
+            &format!("[archive]: {what}"),
+            Some(hint),
+        )
+    };
     for (key, name) in [("site", &settings.site), ("prefix", &settings.prefix)] {
         if !is_plain_name(name) {
-            fault(key, format!("`{key}` is `{name}`"), "use letters, digits, `-` and `_`, at most 64");
+            fault(
+                key,
+                format!("`{key}` is `{name}`"),
+                "use letters, digits, `-` and `_`, at most 64",
+            );
         }
     }
     if jiff::tz::TimeZone::get(&settings.timezone).is_err() {
-        fault("timezone", format!("there is no time zone `{}`", settings.timezone), "write UTC, or a name like Europe/Berlin");
+        fault(
+            "timezone",
+            format!("there is no time zone `{}`", settings.timezone),
+            "write UTC, or a name like Europe/Berlin",
+        );
     }
     if settings.preset > 9 {
-        fault("preset", format!("`preset` is {}", settings.preset), "write 0 to 9; 1 is the default");
+        fault(
+            "preset",
+            format!("`preset` is {}", settings.preset),
+            "write 0 to 9; 1 is the default",
+        );
     }
     if settings.memory.0 < crate::archive::memory::MEMORY_MIN_BYTES {
-        fault("memory", format!("`memory` is {} bytes", settings.memory.0), "write 48 MiB or more; 128 MiB is the default");
+        fault(
+            "memory",
+            format!("`memory` is {} bytes", settings.memory.0),
+            "write 48 MiB or more; 128 MiB is the default",
+        );
     }
     if settings.workers == Some(0) {
-        fault("workers", "`workers` is 0".into(), "leave it out, or write 1 or more");
+        fault(
+            "workers",
+            "`workers` is 0".into(),
+            "leave it out, or write 1 or more",
+        );
     }
     settings
 }
 
 /// Letters, digits, `-` and `_`: safe in a file's name, a path, a tag.
 pub fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    !name.is_empty()
+        && name.len() <= 64
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-fn instances<'a>(root: &'a Node, role: &str, problems: &mut Problems<'_>) -> Vec<(String, &'a Node)> {
-    let Some(node) = root.get(role) else { return Vec::new() };
+fn instances<'a>(
+    root: &'a Node,
+    role: &str,
+    problems: &mut Problems<'_>,
+) -> Vec<(String, &'a Node)> {
+    let Some(node) = root.get(role) else {
+        return Vec::new();
+    };
     let Some(entries) = node.table() else {
-        problems.add(&node.origin, &format!("`{role}` is no table"), Some(&format!("write [{role}.NAME]")));
+        problems.add(
+            &node.origin,
+            &format!("`{role}` is no table"),
+            Some(&format!("write [{role}.NAME]")),
+        );
         return Vec::new();
     };
     let mut found = Vec::new();
     for (name, node) in entries {
         if node.table().is_none() {
-            problems.add(&node.origin, &format!("`{role}.{name}` is no table"), Some(&format!("write [{role}.{name}] on a line of its own")));
+            problems.add(
+                &node.origin,
+                &format!("`{role}.{name}` is no table"),
+                Some(&format!("write [{role}.{name}] on a line of its own")),
+            );
         } else if !is_plain_name(name) {
-            problems.add(&node.origin, &format!("`{name}` cannot name a {role}"), Some("use letters, digits, `-` and `_`, at most 64"));
+            problems.add(
+                &node.origin,
+                &format!("`{name}` cannot name a {role}"),
+                Some("use letters, digits, `-` and `_`, at most 64"),
+            );
         } else {
             found.push((name.clone(), node));
         }
@@ -612,23 +893,53 @@ fn instances<'a>(root: &'a Node, role: &str, problems: &mut Problems<'_>) -> Vec
 
 /// The engine's own keys, and the rest for the plugin.
 fn split(node: &Node, own: &[&str]) -> (Map<String, Value>, Map<String, Value>) {
-    node.object().into_iter().partition(|(key, _)| own.contains(&key.as_str()))
+    node.object()
+        .into_iter()
+        .partition(|(key, _)| own.contains(&key.as_str()))
 }
 
-fn no_such_plugin(node: &Node, role: &str, name: &str, plugin: &str, registry: &Registry, problems: &mut Problems<'_>) {
-    let other = if role == "source" { registry.sink(plugin).is_some() } else { registry.source(plugin).is_some() };
-    let what = if other { format!("[{role}.{name}]: `{plugin}` is no {role}") } else { format!("[{role}.{name}]: there is no plugin `{plugin}`") };
+fn no_such_plugin(
+    node: &Node,
+    role: &str,
+    name: &str,
+    plugin: &str,
+    registry: &Registry,
+    problems: &mut Problems<'_>,
+) {
+    let other = if role == "source" {
+        registry.sink(plugin).is_some()
+    } else {
+        registry.source(plugin).is_some()
+    };
+    let what = if other {
+        format!("[{role}.{name}]: `{plugin}` is no {role}")
+    } else {
+        format!("[{role}.{name}]: there is no plugin `{plugin}`")
+    };
     problems.add(&node.origin, &what, Some("bk plugins list"));
 }
 
-fn built<T: ?Sized>(node: &Node, role: &str, name: &str, result: Result<Arc<T>>, problems: &mut Problems<'_>) -> Option<Arc<T>> {
+fn built<T: ?Sized>(
+    node: &Node,
+    role: &str,
+    name: &str,
+    result: Result<Arc<T>>,
+    problems: &mut Problems<'_>,
+) -> Option<Arc<T>> {
     match result {
         Ok(instance) => Some(instance),
         Err(error) => {
-            let faults = error.source.as_ref().and_then(|cause| cause.downcast_ref::<Faults>());
+            let faults = error
+                .source
+                .as_ref()
+                .and_then(|cause| cause.downcast_ref::<Faults>());
             match faults {
                 Some(faults) => problems.faults(node, &format!("[{role}.{name}]"), faults),
-                None => problems.add(&node.origin, &format!("[{role}.{name}]: {}", error.what), error.hint.as_deref()),
+                None => problems.add(
+                    &node.origin,
+                    &format!("[{role}.{name}]: {}", error.what),
+                    error.hint.as_deref(),
+                ),
             }
             None
         }

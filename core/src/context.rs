@@ -18,7 +18,10 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the one clock that everything else is given")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one clock that everything else is given"
+    )]
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
@@ -53,13 +56,19 @@ impl Context {
     /// The same context for another instance.
     #[must_use]
     pub fn for_instance(&self, name: &str) -> Self {
-        Self { instance: name.into(), ..self.clone() }
+        Self {
+            instance: name.into(),
+            ..self.clone()
+        }
     }
 
     /// The same context, stopped by its own token as well as by this one's.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { cancel: self.cancel.child_token(), ..self.clone() }
+        Self {
+            cancel: self.cancel.child_token(),
+            ..self.clone()
+        }
     }
 
     /// Tells the watcher.
@@ -69,11 +78,20 @@ impl Context {
 
     /// An error as soon as the run must stop.
     pub fn check_cancelled(&self) -> Result<()> {
-        if self.cancel.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(Error::cancelled())
+        } else {
+            Ok(())
+        }
     }
 
     /// `work`, unless the run is stopped or `limit` passes first; then `late` is the error.
-    pub async fn within<T>(&self, limit: Duration, late: impl FnOnce() -> Error, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn within<T>(
+        &self,
+        limit: Duration,
+        late: impl FnOnce() -> Error,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(Error::cancelled()),

@@ -61,7 +61,12 @@ pub struct Error {
 impl Error {
     /// A failure of this kind.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), hint: None, source: None }
+        Self {
+            kind,
+            what: what.into(),
+            hint: None,
+            source: None,
+        }
     }
 
     /// The same failure with what to type next.
@@ -94,7 +99,11 @@ impl Error {
             Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
             _ => ErrorKind::Unreachable,
         };
-        Self::new(kind, format!("could not {doing} `{}`: {error}", path.display())).because(error)
+        Self::new(
+            kind,
+            format!("could not {doing} `{}`: {error}", path.display()),
+        )
+        .because(error)
     }
 
     /// Bytes that fail a check. Every reader of archives says it this way.
@@ -110,7 +119,12 @@ impl Error {
     /// A copy that can be kept in a report: kind, words and hint, without the cause.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Self { kind: self.kind, what: self.what.clone(), hint: self.hint.clone(), source: None }
+        Self {
+            kind: self.kind,
+            what: self.what.clone(),
+            hint: self.hint.clone(),
+            source: None,
+        }
     }
 }
 

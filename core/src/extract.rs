@@ -53,22 +53,53 @@ pub struct Extracted {
 pub async fn extract(cx: &Context, chosen: Chosen, options: &ExtractOptions) -> Result<Extracted> {
     let opened = chosen.copies[0].1.clone();
     let selected = select::select(&opened, &options.selection).await?;
-    let names: Vec<String> = opened.manifest.instances.iter().map(|i| i.name.clone()).filter(|name| selected.has_instance(name)).collect();
-    let raw: u64 = names.iter().map(|name| selected.totals_of(name).bytes).sum();
+    let names: Vec<String> = opened
+        .manifest
+        .instances
+        .iter()
+        .map(|i| i.name.clone())
+        .filter(|name| selected.has_instance(name))
+        .collect();
+    let raw: u64 = names
+        .iter()
+        .map(|name| selected.totals_of(name).bytes)
+        .sum();
     if raw > RATIO_FREE_BYTES && raw / selected.stored_bytes().max(1) > options.max_ratio {
-        return Err(Error::new(ErrorKind::Corrupt, format!("{raw} bytes would come out of {}: this looks like a bomb", selected.stored_bytes()))
-            .hint(format!("repeat with --max-ratio {} if you know it", raw / selected.stored_bytes().max(1) + 1)));
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{raw} bytes would come out of {}: this looks like a bomb",
+                selected.stored_bytes()
+            ),
+        )
+        .hint(format!(
+            "repeat with --max-ratio {} if you know it",
+            raw / selected.stored_bytes().max(1) + 1
+        )));
     }
     let copies = Arc::new(Copies::new(chosen.copies));
-    let mut extracted = Extracted { skipped: selected.skipped.clone(), ..Extracted::default() };
+    let mut extracted = Extracted {
+        skipped: selected.skipped.clone(),
+        ..Extracted::default()
+    };
     for name in names {
         extract_instance(cx, &name, &selected, &copies, options, &mut extracted).await?;
     }
     Ok(extracted)
 }
 
-async fn extract_instance(cx: &Context, name: &str, selected: &Selected, copies: &Arc<Copies>, options: &ExtractOptions, extracted: &mut Extracted) -> Result<()> {
-    let delivered = Arc::new(Mutex::new(Delivered { declared: selected.declared(name), ..Delivered::default() }));
+async fn extract_instance(
+    cx: &Context,
+    name: &str,
+    selected: &Selected,
+    copies: &Arc<Copies>,
+    options: &ExtractOptions,
+    extracted: &mut Extracted,
+) -> Result<()> {
+    let delivered = Arc::new(Mutex::new(Delivered {
+        declared: selected.declared(name),
+        ..Delivered::default()
+    }));
     let mut picked: HashMap<Stage, Vec<_>> = HashMap::new();
     for block in selected.blocks_of(name) {
         picked.entry(block.stage).or_default().push(block.clone());
@@ -84,8 +115,17 @@ async fn extract_instance(cx: &Context, name: &str, selected: &Selected, copies:
         picked,
         delivered: delivered.clone(),
     };
-    let tree_options = TreeOptions { existing: options.existing, keep_setuid: options.keep_setuid, owners: false, outward_links: options.outward_links };
-    let mut tree = Tree::open(&options.into.join(name), tree_options, &crate::backup::draw_id()?)?;
+    let tree_options = TreeOptions {
+        existing: options.existing,
+        keep_setuid: options.keep_setuid,
+        owners: false,
+        outward_links: options.outward_links,
+    };
+    let mut tree = Tree::open(
+        &options.into.join(name),
+        tree_options,
+        &crate::backup::draw_id()?,
+    )?;
     // Links last: nothing can be written through them.
     let mut links = Vec::new();
     for stage in Stage::ALL {
@@ -104,23 +144,37 @@ async fn extract_instance(cx: &Context, name: &str, selected: &Selected, copies:
             tree.symbolic_link(&link.path, &target, &link.meta)?;
         }
     }
-    let delivered = delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let short = selected.declared(name).into_iter().find(|(key, declared)| delivered.counts.get(key).copied().unwrap_or_default() != *declared);
+    let delivered = delivered
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let short = selected.declared(name).into_iter().find(|(key, declared)| {
+        delivered.counts.get(key).copied().unwrap_or_default() != *declared
+    });
     match short {
         None => tree.sync(),
-        Some((key, _)) => Err(Error::corrupt(format!("unit `{name}/{}` holds less than the index declares", selected.unit_name(key.0)))),
+        Some((key, _)) => Err(Error::corrupt(format!(
+            "unit `{name}/{}` holds less than the index declares",
+            selected.unit_name(key.0)
+        ))),
     }
 }
 
 /// Writes a file, hard link or folder; returns the bytes of its body. Anything else is refused.
 pub async fn write_member(tree: &mut Tree, member: Member) -> Result<u64> {
     match &member.meta.kind {
-        Kind::File if tree.link_to_inode(&member.path, &member.meta)? => Ok(member.len.unwrap_or(0)),
+        Kind::File if tree.link_to_inode(&member.path, &member.meta)? => {
+            Ok(member.len.unwrap_or(0))
+        }
         Kind::File => write_file(tree, &member.path.clone(), member).await,
         Kind::Hardlink(target) => tree.hard_link(&member.path, target).map(|()| 0),
         Kind::Directory => tree.folder_meta(&member.path, &member.meta).map(|()| 0),
-        Kind::Symlink(target) => tree.symbolic_link(&member.path, target, &member.meta).map(|()| 0),
-        Kind::Other(flag) => Err(Error::corrupt(format!("`{}` is a device or something else that no archive of bk holds (type {flag})", member.path))),
+        Kind::Symlink(target) => tree
+            .symbolic_link(&member.path, target, &member.meta)
+            .map(|()| 0),
+        Kind::Other(flag) => Err(Error::corrupt(format!(
+            "`{}` is a device or something else that no archive of bk holds (type {flag})",
+            member.path
+        ))),
     }
 }
 

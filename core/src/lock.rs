@@ -22,7 +22,11 @@ impl RunLock {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Self { _file: file }),
                 Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() >= patience => {
-                    return Err(Error::new(ErrorKind::Locked, format!("another run of `{}` goes on", path.display())).hint("wait for it, or repeat with --wait-lock 10m"));
+                    return Err(Error::new(
+                        ErrorKind::Locked,
+                        format!("another run of `{}` goes on", path.display()),
+                    )
+                    .hint("wait for it, or repeat with --wait-lock 10m"));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 // A file system without locks: the sink's own claims still keep two runs apart.

@@ -129,7 +129,8 @@ const SELF_BYTES: usize = 8 + 64 + 2;
 impl Manifest {
     /// The text as it is stored: last field `self`, the BLAKE3 of all bytes before it.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec(self).map_err(|e| bug(format!("the manifest cannot be written: {e}")))?;
+        let mut text = serde_json::to_vec(self)
+            .map_err(|e| bug(format!("the manifest cannot be written: {e}")))?;
         text.pop();
         text.push(b',');
         let digest = blake3::hash(&text).to_hex();
@@ -139,25 +140,37 @@ impl Manifest {
 
     /// Reads the stored text and checks its own digest first.
     pub fn from_bytes(text: &[u8]) -> Result<Self> {
-        let (head, tail) = text.split_at_checked(text.len().saturating_sub(SELF_BYTES)).unwrap_or((text, b""));
+        let (head, tail) = text
+            .split_at_checked(text.len().saturating_sub(SELF_BYTES))
+            .unwrap_or((text, b""));
         let expected = format!("\"self\":\"{}\"}}", blake3::hash(head).to_hex());
         if tail != expected.as_bytes() {
-            return Err(Error::corrupt("the manifest is not what was written: its own digest does not match"));
+            return Err(Error::corrupt(
+                "the manifest is not what was written: its own digest does not match",
+            ));
         }
-        let manifest: Self = serde_json::from_slice(text).map_err(|e| Error::corrupt(format!("the manifest is malformed: {e}")))?;
+        let manifest: Self = serde_json::from_slice(text)
+            .map_err(|e| Error::corrupt(format!("the manifest is malformed: {e}")))?;
         manifest.understood()?;
         Ok(manifest)
     }
 
     fn understood(&self) -> Result<()> {
         if self.format != FORMAT {
-            return Err(unsupported(format!("the archive's format is `{}`; this version knows `{FORMAT}`", self.format)).hint("use a newer version of bk"));
+            return Err(unsupported(format!(
+                "the archive's format is `{}`; this version knows `{FORMAT}`",
+                self.format
+            ))
+            .hint("use a newer version of bk"));
         }
         // This version needs no word yet.
         match self.needs.first() {
             None => Ok(()),
-            Some(need) => Err(unsupported(format!("the archive needs `{}`, which this version does not know", need.word))
-                .hint(format!("use bk {} or newer", need.since))),
+            Some(need) => Err(unsupported(format!(
+                "the archive needs `{}`, which this version does not know",
+                need.word
+            ))
+            .hint(format!("use bk {} or newer", need.since))),
         }
     }
 

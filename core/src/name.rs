@@ -17,7 +17,10 @@ impl MemberPath {
         let bytes = bytes.into();
         match Self::fault(&bytes) {
             None => Ok(Self(bytes)),
-            Some(fault) => Err(Error::new(ErrorKind::Corrupt, format!("member path `{}` {fault}", escape(&bytes)))),
+            Some(fault) => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("member path `{}` {fault}", escape(&bytes)),
+            )),
         }
     }
 
@@ -112,7 +115,9 @@ pub fn unescape(text: &str) -> Vec<u8> {
     let mut at = 0;
     while at < bytes.len() {
         let hex = bytes.get(at..at + 4).filter(|h| h.starts_with(b"\\x"));
-        let value = hex.and_then(|h| std::str::from_utf8(&h[2..]).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let value = hex
+            .and_then(|h| std::str::from_utf8(&h[2..]).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
         if let Some(value) = value {
             out.push(value);
             at += 4;
@@ -127,7 +132,11 @@ pub fn unescape(text: &str) -> Vec<u8> {
 /// First 8 bytes of BLAKE3 as a little-endian number: the hash that decides borders (`core/FORMAT.md`).
 pub fn hash64(bytes: &[u8]) -> u64 {
     let hash = blake3::hash(bytes);
-    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a BLAKE3 hash has 32 bytes"))
+    u64::from_le_bytes(
+        hash.as_bytes()[..8]
+            .try_into()
+            .expect("a BLAKE3 hash has 32 bytes"),
+    )
 }
 
 /// An instant as it stands in file names and version words: `20260822T031500Z`.
@@ -175,7 +184,15 @@ mod tests {
 
     #[test]
     fn escaped_names_come_back_byte_for_byte() {
-        for bytes in [&b"plain"[..], b"new\nline", b"back\\slash", b"\xff\xfe", "Привет".as_bytes(), b"\\x41", b"\x1b[31m"] {
+        for bytes in [
+            &b"plain"[..],
+            b"new\nline",
+            b"back\\slash",
+            b"\xff\xfe",
+            "Привет".as_bytes(),
+            b"\\x41",
+            b"\x1b[31m",
+        ] {
             assert_eq!(unescape(&escape(bytes)), bytes);
             assert!(!escape(bytes).chars().any(char::is_control));
         }

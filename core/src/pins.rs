@@ -55,28 +55,49 @@ pub async fn accept(cx: &Context, sink: &Arc<dyn Sink>, id: &str) -> Result<()> 
     .await
 }
 
-async fn read<T: DeserializeOwned + Default>(cx: &Context, sink: &Arc<dyn Sink>, name: &str) -> Result<(T, Was)> {
-    let name = NoteName { site: cx.site.to_string(), name: name.to_owned() };
+async fn read<T: DeserializeOwned + Default>(
+    cx: &Context,
+    sink: &Arc<dyn Sink>,
+    name: &str,
+) -> Result<(T, Was)> {
+    let name = NoteName {
+        site: cx.site.to_string(),
+        name: name.to_owned(),
+    };
     match sink.note(cx, &name).await? {
         None => Ok((T::default(), Was::Absent)),
         Some(note) => {
-            let parsed = serde_json::from_slice(&note.body)
-                .map_err(|e| crate::Error::corrupt(format!("the note `{}` is malformed: {e}", name.name)).hint("look at it, and remove it when its pins may go"))?;
+            let parsed = serde_json::from_slice(&note.body).map_err(|e| {
+                crate::Error::corrupt(format!("the note `{}` is malformed: {e}", name.name))
+                    .hint("look at it, and remove it when its pins may go")
+            })?;
             Ok((parsed, Was::Same(note.etag)))
         }
     }
 }
 
-async fn change<T: Serialize + DeserializeOwned + Default>(cx: &Context, sink: &Arc<dyn Sink>, name: &str, change: impl Fn(&mut T)) -> Result<()> {
+async fn change<T: Serialize + DeserializeOwned + Default>(
+    cx: &Context,
+    sink: &Arc<dyn Sink>,
+    name: &str,
+    change: impl Fn(&mut T),
+) -> Result<()> {
     for _ in 0..TRIES {
         let (mut note, was) = read::<T>(cx, sink, name).await?;
         change(&mut note);
-        let body = serde_json::to_vec(&note).map_err(|e| bug(format!("a note cannot be written: {e}")))?;
-        let note_name = NoteName { site: cx.site.to_string(), name: name.to_owned() };
+        let body =
+            serde_json::to_vec(&note).map_err(|e| bug(format!("a note cannot be written: {e}")))?;
+        let note_name = NoteName {
+            site: cx.site.to_string(),
+            name: name.to_owned(),
+        };
         match sink.set_note(cx, &note_name, body.into(), was).await {
             Err(error) if error.kind == ErrorKind::Conflict => {}
             other => return other,
         }
     }
-    Err(crate::Error::new(ErrorKind::Locked, format!("the note `{name}` is changed by others all the time")))
+    Err(crate::Error::new(
+        ErrorKind::Locked,
+        format!("the note `{name}` is changed by others all the time"),
+    ))
 }

@@ -25,7 +25,12 @@ pub struct Plugin<T: ?Sized + 'static> {
 
 impl<T: ?Sized> Clone for Plugin<T> {
     fn clone(&self) -> Self {
-        Self { name: self.name.clone(), about: self.about.clone(), schema: self.schema.clone(), build: self.build.clone() }
+        Self {
+            name: self.name.clone(),
+            about: self.about.clone(),
+            schema: self.schema.clone(),
+            build: self.build.clone(),
+        }
     }
 }
 
@@ -51,6 +56,9 @@ impl Registry {
 
     /// All names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.sources.iter().map(|p| &*p.name).chain(self.sinks.iter().map(|p| &*p.name))
+        self.sources
+            .iter()
+            .map(|p| &*p.name)
+            .chain(self.sinks.iter().map(|p| &*p.name))
     }
 }

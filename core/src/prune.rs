@@ -44,7 +44,12 @@ pub struct Pruned {
 impl Pruned {
     /// In few words, for the report of a backup.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<_> = self.verdict.holds.iter().map(|hold| format!("retention holds: {hold}")).collect();
+        let mut lines: Vec<_> = self
+            .verdict
+            .holds
+            .iter()
+            .map(|hold| format!("retention holds: {hold}"))
+            .collect();
         if !self.deleted.is_empty() {
             lines.push(format!("{} old archives deleted", self.deleted.len()));
         }
@@ -54,11 +59,23 @@ impl Pruned {
 }
 
 /// Prunes one sink.
-pub async fn prune_sink(cx: &Context, instance: &SinkInstance, zone: &TimeZone, options: &PruneOptions) -> Result<Pruned> {
+pub async fn prune_sink(
+    cx: &Context,
+    instance: &SinkInstance,
+    zone: &TimeZone,
+    options: &PruneOptions,
+) -> Result<Pruned> {
     let Some(keep) = instance.policy.keep else {
-        return Ok(Pruned { sink: instance.name.clone(), ..Pruned::default() });
+        return Ok(Pruned {
+            sink: instance.name.clone(),
+            ..Pruned::default()
+        });
     };
-    let lease = if options.dry_run { None } else { Some(Lease::take(cx, instance).await?) };
+    let lease = if options.dry_run {
+        None
+    } else {
+        Some(Lease::take(cx, instance).await?)
+    };
     let pruned = prune_held(cx, instance, zone, options, &keep).await;
     if let Some(lease) = lease {
         lease.give_back(cx, instance).await;
@@ -66,14 +83,24 @@ pub async fn prune_sink(cx: &Context, instance: &SinkInstance, zone: &TimeZone, 
     pruned
 }
 
-async fn prune_held(cx: &Context, instance: &SinkInstance, zone: &TimeZone, options: &PruneOptions, keep: &retention::Keep) -> Result<Pruned> {
+async fn prune_held(
+    cx: &Context,
+    instance: &SinkInstance,
+    zone: &TimeZone,
+    options: &PruneOptions,
+    keep: &retention::Keep,
+) -> Result<Pruned> {
     let catalogue = Catalogue::read(cx, std::slice::from_ref(instance)).await;
     if let Some((_, error)) = catalogue.failures.into_iter().next() {
         return Err(error);
     }
     let pinned = pins::pinned(cx, &instance.sink).await?;
     let mut accepted = pins::accepted(cx, &instance.sink).await?;
-    let entries: Vec<&Entry> = catalogue.entries.iter().filter(|e| e.summary().is_some()).collect();
+    let entries: Vec<&Entry> = catalogue
+        .entries
+        .iter()
+        .filter(|e| e.summary().is_some())
+        .collect();
     if let Some(wish) = &options.accept {
         let id = accepted_id(wish, &entries)?;
         if !options.dry_run {
@@ -83,8 +110,16 @@ async fn prune_held(cx: &Context, instance: &SinkInstance, zone: &TimeZone, opti
     }
     let known: Vec<Known> = entries.iter().filter_map(|e| e.known(&pinned)).collect();
     let verdict = retention::decide(&known, keep, zone, cx.clock.now(), &accepted);
-    let names = entries.iter().filter_map(|e| Some((e.summary()?.id.clone(), e.stored.name.clone()))).collect();
-    let mut pruned = Pruned { sink: instance.name.clone(), verdict, names, ..Pruned::default() };
+    let names = entries
+        .iter()
+        .filter_map(|e| Some((e.summary()?.id.clone(), e.stored.name.clone())))
+        .collect();
+    let mut pruned = Pruned {
+        sink: instance.name.clone(),
+        verdict,
+        names,
+        ..Pruned::default()
+    };
     if !options.dry_run {
         delete_all(cx, instance, &entries, &mut pruned).await?;
     }
@@ -92,32 +127,56 @@ async fn prune_held(cx: &Context, instance: &SinkInstance, zone: &TimeZone, opti
 }
 
 fn accepted_id(wish: &str, entries: &[&Entry]) -> Result<String> {
-    let fits = |entry: &&&Entry| entry.summary().is_some_and(|s| s.id == *wish) || entry.stored.name == *wish || entry.version() == *wish;
+    let fits = |entry: &&&Entry| {
+        entry.summary().is_some_and(|s| s.id == *wish)
+            || entry.stored.name == *wish
+            || entry.version() == *wish
+    };
     let found = entries.iter().find(fits).and_then(|entry| entry.summary());
-    found.map(|summary| summary.id.clone()).ok_or_else(|| not_found(format!("there is no archive `{wish}` to accept")).hint("bk list"))
+    found
+        .map(|summary| summary.id.clone())
+        .ok_or_else(|| not_found(format!("there is no archive `{wish}` to accept")).hint("bk list"))
 }
 
 /// What is deleted, and the newest whole one that stays for it, are read: a note alone deletes nothing.
-async fn delete_all(cx: &Context, instance: &SinkInstance, entries: &[&Entry], pruned: &mut Pruned) -> Result<()> {
+async fn delete_all(
+    cx: &Context,
+    instance: &SinkInstance,
+    entries: &[&Entry],
+    pruned: &mut Pruned,
+) -> Result<()> {
     let going: Vec<String> = pruned.verdict.deletions().map(str::to_owned).collect();
     if going.is_empty() {
         return Ok(());
     }
-    let stays = |entry: &&&Entry| entry.summary().is_some_and(|s| s.complete && !going.contains(&s.id));
+    let stays = |entry: &&&Entry| {
+        entry
+            .summary()
+            .is_some_and(|s| s.complete && !going.contains(&s.id))
+    };
     let Some(newest) = entries.iter().find(stays) else {
         return Err(bug("retention would leave no whole archive"));
     };
-    check_is(cx, instance, newest).await.map_err(|e| e.within("the newest archive that would stay cannot be read, so nothing was deleted"))?;
-    for entry in entries.iter().filter(|e| e.summary().is_some_and(|s| going.contains(&s.id))) {
+    check_is(cx, instance, newest).await.map_err(|e| {
+        e.within("the newest archive that would stay cannot be read, so nothing was deleted")
+    })?;
+    for entry in entries
+        .iter()
+        .filter(|e| e.summary().is_some_and(|s| going.contains(&s.id)))
+    {
         cx.check_cancelled()?;
-        let Some(summary) = entry.summary() else { continue };
+        let Some(summary) = entry.summary() else {
+            continue;
+        };
         let deleted = match check_is(cx, instance, entry).await {
             Ok(()) => instance.sink.delete(cx, &entry.stored).await,
             Err(error) => Err(error),
         };
         match deleted {
             Ok(()) => pruned.deleted.push(summary.id.clone()),
-            Err(error) => pruned.failed.push(format!("`{}` was not deleted: {error}", entry.stored.name)),
+            Err(error) => pruned
+                .failed
+                .push(format!("`{}` was not deleted: {error}", entry.stored.name)),
         }
     }
     Ok(())
@@ -125,10 +184,25 @@ async fn delete_all(cx: &Context, instance: &SinkInstance, entries: &[&Entry], p
 
 /// The stored file is the very archive that the catalogue says.
 async fn check_is(cx: &Context, instance: &SinkInstance, entry: &Entry) -> Result<()> {
-    let read = Arc::new(SinkReadAt::new(cx.clone(), instance.sink.clone(), entry.stored.clone()));
+    let read = Arc::new(SinkReadAt::new(
+        cx.clone(),
+        instance.sink.clone(),
+        entry.stored.clone(),
+    ));
     let opened = Opened::open(read).await?;
-    let same = entry.summary().is_some_and(|s| s.id == opened.manifest.id && s.site == opened.manifest.site && s.complete == opened.manifest.complete);
-    if same { Ok(()) } else { Err(Error::corrupt(format!("`{}` is another archive than the catalogue says", entry.stored.name))) }
+    let same = entry.summary().is_some_and(|s| {
+        s.id == opened.manifest.id
+            && s.site == opened.manifest.site
+            && s.complete == opened.manifest.complete
+    });
+    if same {
+        Ok(())
+    } else {
+        Err(Error::corrupt(format!(
+            "`{}` is another archive than the catalogue says",
+            entry.stored.name
+        )))
+    }
 }
 
 /// One pruner at a time on a shared sink.
@@ -143,7 +217,10 @@ struct LeaseNote {
 
 impl Lease {
     fn name(cx: &Context) -> NoteName {
-        NoteName { site: cx.site.to_string(), name: "lease".into() }
+        NoteName {
+            site: cx.site.to_string(),
+            name: "lease".into(),
+        }
     }
 
     async fn take(cx: &Context, instance: &SinkInstance) -> Result<Self> {
@@ -152,25 +229,46 @@ impl Lease {
         let was = match &there {
             None => Was::Absent,
             Some(note) => {
-                let held = serde_json::from_slice::<LeaseNote>(&note.body).is_ok_and(|lease| lease.until > cx.clock.now());
+                let held = serde_json::from_slice::<LeaseNote>(&note.body)
+                    .is_ok_and(|lease| lease.until > cx.clock.now());
                 if held {
-                    return Err(Error::new(ErrorKind::Locked, format!("another run prunes `{}`", instance.name)).hint("wait some minutes and repeat"));
+                    return Err(Error::new(
+                        ErrorKind::Locked,
+                        format!("another run prunes `{}`", instance.name),
+                    )
+                    .hint("wait some minutes and repeat"));
                 }
                 Was::Same(note.etag.clone())
             }
         };
-        let body = serde_json::to_vec(&LeaseNote { until: cx.clock.now() + LEASE_MINUTES.minutes() }).map_err(|e| bug(e.to_string()))?;
+        let body = serde_json::to_vec(&LeaseNote {
+            until: cx.clock.now() + LEASE_MINUTES.minutes(),
+        })
+        .map_err(|e| bug(e.to_string()))?;
         match instance.sink.set_note(cx, &name, body.into(), was).await {
-            Err(error) if error.kind == ErrorKind::Conflict => Err(Error::new(ErrorKind::Locked, format!("another run prunes `{}`", instance.name))),
+            Err(error) if error.kind == ErrorKind::Conflict => Err(Error::new(
+                ErrorKind::Locked,
+                format!("another run prunes `{}`", instance.name),
+            )),
             Err(error) => Err(error),
-            Ok(()) => Ok(Self { etag: instance.sink.note(cx, &name).await?.map(|note| note.etag) }),
+            Ok(()) => Ok(Self {
+                etag: instance.sink.note(cx, &name).await?.map(|note| note.etag),
+            }),
         }
     }
 
     async fn give_back(self, cx: &Context, instance: &SinkInstance) {
         let Some(etag) = self.etag else { return };
-        let Ok(body) = serde_json::to_vec(&LeaseNote { until: Timestamp::UNIX_EPOCH }) else { return };
-        if let Err(error) = instance.sink.set_note(cx, &Self::name(cx), body.into(), Was::Same(etag)).await {
+        let Ok(body) = serde_json::to_vec(&LeaseNote {
+            until: Timestamp::UNIX_EPOCH,
+        }) else {
+            return;
+        };
+        if let Err(error) = instance
+            .sink
+            .set_note(cx, &Self::name(cx), body.into(), Was::Same(etag))
+            .await
+        {
             tracing::debug!(%error, "lease not given back, it ends by itself");
         }
     }

@@ -47,13 +47,17 @@ pub enum Class {
 impl From<ErrorKind> for Class {
     fn from(kind: ErrorKind) -> Self {
         match kind {
-            ErrorKind::Settings | ErrorKind::Auth | ErrorKind::Denied | ErrorKind::Unsupported => Self::Settings,
+            ErrorKind::Settings | ErrorKind::Auth | ErrorKind::Denied | ErrorKind::Unsupported => {
+                Self::Settings
+            }
             ErrorKind::NotFound => Self::NotFound,
             ErrorKind::Corrupt => Self::Corrupt,
             ErrorKind::Conflict => Self::Refused,
             ErrorKind::Locked => Self::Locked,
             ErrorKind::Cancelled => Self::Stopped,
-            ErrorKind::Unreachable | ErrorKind::NoSpace | ErrorKind::Plugin | ErrorKind::Bug => Self::Failed,
+            ErrorKind::Unreachable | ErrorKind::NoSpace | ErrorKind::Plugin | ErrorKind::Bug => {
+                Self::Failed
+            }
         }
     }
 }
@@ -66,12 +70,24 @@ impl Cause {
 
     /// The same in another class.
     pub fn of(class: Class, about: &str, error: &Error) -> Self {
-        Self { class, about: about.to_owned(), what: error.what.clone(), hint: error.hint.clone(), retry: error.kind.retry_may_help() }
+        Self {
+            class,
+            about: about.to_owned(),
+            what: error.what.clone(),
+            hint: error.hint.clone(),
+            retry: error.kind.retry_may_help(),
+        }
     }
 
     /// Something named is missing.
     pub fn partial(about: &str, what: impl Into<String>) -> Self {
-        Self { class: Class::Partial, about: about.to_owned(), what: what.into(), hint: None, retry: false }
+        Self {
+            class: Class::Partial,
+            about: about.to_owned(),
+            what: what.into(),
+            hint: None,
+            retry: false,
+        }
     }
 }
 

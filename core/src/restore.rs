@@ -63,12 +63,23 @@ pub struct Prepared<'a> {
 }
 
 /// Opens the archive that is meant: the copy that is read first, and those that stand in.
-pub async fn open(cx: &Context, config: &Config, request: &Request) -> Result<(Chosen, Vec<String>)> {
+pub async fn open(
+    cx: &Context,
+    config: &Config,
+    request: &Request,
+) -> Result<(Chosen, Vec<String>)> {
     if let Some(path) = &request.file {
         let read = Arc::new(crate::archive::read_at::FileReadAt::open(path)?);
-        let opened = Opened::open(read).await.map_err(|e| e.within(format!("`{}`", path.display())))?;
+        let opened = Opened::open(read)
+            .await
+            .map_err(|e| e.within(format!("`{}`", path.display())))?;
         let version = crate::name::compact(opened.manifest.created);
-        let chosen = Chosen { from: "file".into(), name: path.display().to_string(), version, copies: vec![("file".into(), Arc::new(opened))] };
+        let chosen = Chosen {
+            from: "file".into(),
+            name: path.display().to_string(),
+            version,
+            copies: vec![("file".into(), Arc::new(opened))],
+        };
         return Ok((chosen, Vec::new()));
     }
     let sinks: Vec<SinkInstance> = match &request.wish.from {
@@ -79,7 +90,10 @@ pub async fn open(cx: &Context, config: &Config, request: &Request) -> Result<(C
     let mut warnings = Vec::new();
     for (sink, error) in &catalogue.failures {
         if !request.offline_ok {
-            return Err(error.duplicate().within(format!("could not list `{sink}`")).hint("name one sink with --from, or repeat with --offline-ok"));
+            return Err(error
+                .duplicate()
+                .within(format!("could not list `{sink}`"))
+                .hint("name one sink with --from, or repeat with --offline-ok"));
         }
         warnings.push(format!("could not list `{sink}`: {error}"));
     }
@@ -89,21 +103,46 @@ pub async fn open(cx: &Context, config: &Config, request: &Request) -> Result<(C
     let mut first_failure = None;
     let mut chosen = None;
     for entry in entries {
-        let Some(instance) = sinks.iter().find(|s| s.name == entry.sink) else { continue };
-        let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(cx.for_instance(&entry.sink), instance.sink.clone(), entry.stored.clone()));
+        let Some(instance) = sinks.iter().find(|s| s.name == entry.sink) else {
+            continue;
+        };
+        let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
+            cx.for_instance(&entry.sink),
+            instance.sink.clone(),
+            entry.stored.clone(),
+        ));
         match Opened::open(read).await {
             Ok(opened) => {
-                chosen.get_or_insert_with(|| (entry.sink.clone(), entry.stored.name.clone(), entry.version()));
+                chosen.get_or_insert_with(|| {
+                    (
+                        entry.sink.clone(),
+                        entry.stored.name.clone(),
+                        entry.version(),
+                    )
+                });
                 copies.push((entry.sink.clone(), Arc::new(opened)));
             }
             Err(error) => {
-                warnings.push(format!("`{}` on `{}`: {error}", entry.stored.name, entry.sink));
-                first_failure.get_or_insert(error.within(format!("`{}` on `{}`", entry.stored.name, entry.sink)));
+                warnings.push(format!(
+                    "`{}` on `{}`: {error}",
+                    entry.stored.name, entry.sink
+                ));
+                first_failure.get_or_insert(
+                    error.within(format!("`{}` on `{}`", entry.stored.name, entry.sink)),
+                );
             }
         }
     }
     match (chosen, first_failure) {
-        (Some((from, name, version)), _) => Ok((Chosen { from, name, version, copies }, warnings)),
+        (Some((from, name, version)), _) => Ok((
+            Chosen {
+                from,
+                name,
+                version,
+                copies,
+            },
+            warnings,
+        )),
         (None, Some(error)) => Err(error),
         (None, None) => Err(crate::error::bug("an archive was chosen and is on no sink")),
     }
@@ -122,12 +161,20 @@ pub struct Chosen {
 }
 
 /// Plans a restore. Reads, writes nothing.
-pub async fn prepare<'a>(cx: &Context, config: &'a Config, request: Request) -> Result<Prepared<'a>> {
+pub async fn prepare<'a>(
+    cx: &Context,
+    config: &'a Config,
+    request: Request,
+) -> Result<Prepared<'a>> {
     let (chosen, mut warnings) = open(cx, config, &request).await?;
     let opened = chosen.copies[0].1.clone();
     let manifest = &opened.manifest;
     if !manifest.complete && !request.wish.partial_too {
-        return Err(conflict(format!("the archive `{}` is partial: something named is missing in it", chosen.name)).hint("look with bk show, then repeat with --allow-partial"));
+        return Err(conflict(format!(
+            "the archive `{}` is partial: something named is missing in it",
+            chosen.name
+        ))
+        .hint("look with bk show, then repeat with --allow-partial"));
     }
     let selected = select::select(&opened, &request.selection).await?;
     let id = crate::backup::draw_id()?;
@@ -138,7 +185,11 @@ pub async fn prepare<'a>(cx: &Context, config: &'a Config, request: Request) -> 
     let mut skipped = selected.skipped.clone();
     for instance in &manifest.instances {
         if !selected.has_instance(&instance.name) {
-            let why = if request.selection.touches_instance(&instance.name) { "nothing selected in it" } else { request.selection.why_not(&instance.name) };
+            let why = if request.selection.touches_instance(&instance.name) {
+                "nothing selected in it"
+            } else {
+                request.selection.why_not(&instance.name)
+            };
             skipped.push((instance.name.clone(), why.into()));
             continue;
         }
@@ -147,17 +198,37 @@ pub async fn prepare<'a>(cx: &Context, config: &'a Config, request: Request) -> 
             without_source.push(instance.name.clone());
             continue;
         };
-        if source.plugin != instance.plugin && !(source.plugin == "files" && instance.plugin == "caddy" || source.plugin == "caddy" && instance.plugin == "files") {
-            return Err(conflict(format!("`{}` was backed up by the plugin `{}`, but `{name}` here is `{}`", instance.name, instance.plugin, source.plugin))
-                .hint(format!("map it with --as {}=NAME", instance.name)));
+        if source.plugin != instance.plugin
+            && !(source.plugin == "files" && instance.plugin == "caddy"
+                || source.plugin == "caddy" && instance.plugin == "files")
+        {
+            return Err(conflict(format!(
+                "`{}` was backed up by the plugin `{}`, but `{name}` here is `{}`",
+                instance.name, instance.plugin, source.plugin
+            ))
+            .hint(format!("map it with --as {}=NAME", instance.name)));
         }
-        let health = source.source.check(&cx.for_instance(name)).await.map_err(|e| e.within(format!("the target `{name}`")))?;
+        let health = source
+            .source
+            .check(&cx.for_instance(name))
+            .await
+            .map_err(|e| e.within(format!("the target `{name}`")))?;
         warnings.extend(health.warnings.iter().map(|w| format!("`{name}`: {w}")));
         if request.standby && health.identity == instance.identity {
-            return Err(conflict(format!("`{name}` is the very server that the archive came from ({})", health.describe)).hint("--standby restores only into another one"));
+            return Err(conflict(format!(
+                "`{name}` is the very server that the archive came from ({})",
+                health.describe
+            ))
+            .hint("--standby restores only into another one"));
         }
         let options = options(&request, &instance.name, name, &id, &manifest.id, &selected)?;
-        targets.push(target(&instance.name, name, &health.describe, &options, &selected));
+        targets.push(target(
+            &instance.name,
+            name,
+            &health.describe,
+            &options,
+            &selected,
+        ));
         sources.push((instance.name.clone(), source, options));
     }
     into_are_used(&request.into, &sources)?;
@@ -177,20 +248,37 @@ pub async fn prepare<'a>(cx: &Context, config: &'a Config, request: Request) -> 
         reads_bytes: selected.stored_bytes(),
         of_bytes: opened.stored_bytes(),
     };
-    Ok(Prepared { plan, selected, copies: Arc::new(Copies::new(chosen.copies)), sources, request, warnings })
+    Ok(Prepared {
+        plan,
+        selected,
+        copies: Arc::new(Copies::new(chosen.copies)),
+        sources,
+        request,
+        warnings,
+    })
 }
 
 fn renames(typed: &[String]) -> Result<HashMap<String, String>> {
     typed
         .iter()
         .map(|text| match text.split_once('=') {
-            Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
-            _ => Err(settings(format!("`--as {text}` is not understood")).hint("write --as OLD=NEW: the archive's instance, the one here")),
+            Some((old, new)) if !old.is_empty() && !new.is_empty() => {
+                Ok((old.to_owned(), new.to_owned()))
+            }
+            _ => Err(settings(format!("`--as {text}` is not understood"))
+                .hint("write --as OLD=NEW: the archive's instance, the one here")),
         })
         .collect()
 }
 
-fn options(request: &Request, archived: &str, here: &str, id: &str, archive: &str, selected: &Selected) -> Result<RestoreOptions> {
+fn options(
+    request: &Request,
+    archived: &str,
+    here: &str,
+    id: &str,
+    archive: &str,
+    selected: &Selected,
+) -> Result<RestoreOptions> {
     let mut options = RestoreOptions {
         existing: request.existing,
         into_group: Vec::new(),
@@ -209,26 +297,56 @@ fn options(request: &Request, archived: &str, here: &str, id: &str, archive: &st
         }
         match group {
             None => options.into_place = Some(PathBuf::from(to)),
-            Some(group) if options.selected.iter().any(|s| s.group == group) => options.into_group.push((group, to)),
-            Some(group) => return Err(crate::error::not_found(format!("`--into {typed}`: group `{group}` is not among what is restored"))),
+            Some(group) if options.selected.iter().any(|s| s.group == group) => {
+                options.into_group.push((group, to))
+            }
+            Some(group) => {
+                return Err(crate::error::not_found(format!(
+                    "`--into {typed}`: group `{group}` is not among what is restored"
+                )));
+            }
         }
     }
     Ok(options)
 }
 
-fn into_are_used(typed: &[String], sources: &[(String, &SourceInstance, RestoreOptions)]) -> Result<()> {
+fn into_are_used(
+    typed: &[String],
+    sources: &[(String, &SourceInstance, RestoreOptions)],
+) -> Result<()> {
     for text in typed {
         let (instance, _, _) = parse_into(text)?;
-        if !sources.iter().any(|(archived, source, _)| *archived == instance || source.name == instance) {
-            return Err(crate::error::not_found(format!("`--into {text}`: `{instance}` is not among what is restored")).hint("bk show lists what an archive holds"));
+        if !sources
+            .iter()
+            .any(|(archived, source, _)| *archived == instance || source.name == instance)
+        {
+            return Err(crate::error::not_found(format!(
+                "`--into {text}`: `{instance}` is not among what is restored"
+            ))
+            .hint("bk show lists what an archive holds"));
         }
     }
     Ok(())
 }
 
-fn target(instance: &str, name: &str, describe: &str, options: &RestoreOptions, selected: &Selected) -> Target {
+fn target(
+    instance: &str,
+    name: &str,
+    describe: &str,
+    options: &RestoreOptions,
+    selected: &Selected,
+) -> Target {
     let totals = selected.totals_of(instance);
-    let into = options.into_group.iter().map(|(from, to)| format!("{from} as {to}")).chain(options.into_place.iter().map(|p| format!("into {}", p.display())));
+    let into = options
+        .into_group
+        .iter()
+        .map(|(from, to)| format!("{from} as {to}"))
+        .chain(
+            options
+                .into_place
+                .iter()
+                .map(|p| format!("into {}", p.display())),
+        );
     Target {
         instance: instance.to_owned(),
         source: name.to_owned(),
@@ -256,8 +374,13 @@ impl Prepared<'_> {
             causes: Vec::new(),
         };
         for name in &self.plan.without_source {
-            let mut cause = Cause::partial(name, "the archive has it, but there is no source of that name here");
-            cause.hint = Some(format!("repeat with --exclude {name}, or map it with --as {name}=NAME"));
+            let mut cause = Cause::partial(
+                name,
+                "the archive has it, but there is no source of that name here",
+            );
+            cause.hint = Some(format!(
+                "repeat with --exclude {name}, or map it with --as {name}=NAME"
+            ));
             report.causes.push(cause);
         }
         if let Err(error) = self.verify_first(cx).await {
@@ -265,7 +388,11 @@ impl Prepared<'_> {
             return report;
         }
         let sources = std::mem::take(&mut self.sources);
-        let results = join_all(sources.iter().map(|(instance, source, options)| self.restore_one(cx, instance, source, options))).await;
+        let results =
+            join_all(sources.iter().map(|(instance, source, options)| {
+                self.restore_one(cx, instance, source, options)
+            }))
+            .await;
         for ((instance, source, _), result) in sources.iter().zip(results) {
             match result {
                 Ok((restored, causes, warnings)) => {
@@ -285,7 +412,10 @@ impl Prepared<'_> {
     }
 
     fn repeat(&self, instance: &str) -> String {
-        format!("bk restore --from {} --version {} --only {instance}", self.plan.from, self.plan.version)
+        format!(
+            "bk restore --from {} --version {} --only {instance}",
+            self.plan.from, self.plan.version
+        )
     }
 
     /// Every selected block's stored sum, before the first byte is written.
@@ -299,27 +429,48 @@ impl Prepared<'_> {
             return Ok(());
         }
         let touched = self.selected.units_in(&bad);
-        let excludes: Vec<_> = touched.iter().map(|unit| format!("--exclude '{unit}'")).collect();
+        let excludes: Vec<_> = touched
+            .iter()
+            .map(|unit| format!("--exclude '{unit}'"))
+            .collect();
         Err(Error::corrupt(format!("{} damaged blocks, and no other sink has them whole; they touch {}. Nothing was written", bad.len(), touched.join(", ")))
             .hint(format!("this restores the rest: bk restore --from {} --version {} {}", self.plan.from, self.plan.version, excludes.join(" "))))
     }
 
-    async fn restore_one(&self, cx: &Context, instance: &str, source: &SourceInstance, options: &RestoreOptions) -> Result<(RestoredReport, Vec<Cause>, Vec<String>)> {
+    async fn restore_one(
+        &self,
+        cx: &Context,
+        instance: &str,
+        source: &SourceInstance,
+        options: &RestoreOptions,
+    ) -> Result<(RestoredReport, Vec<Cause>, Vec<String>)> {
         let cx = cx.for_instance(&source.name);
         cx.tell(&Event::Phase("restoring"));
         let began = std::time::Instant::now();
-        let delivered = Arc::new(Mutex::new(Delivered { declared: self.selected.declared(instance), ..Delivered::default() }));
+        let delivered = Arc::new(Mutex::new(Delivered {
+            declared: self.selected.declared(instance),
+            ..Delivered::default()
+        }));
         let input = self.input(&cx, instance, delivered.clone())?;
         let expected = input.counts.clone();
         let tally = source.source.restore(&cx, input, options).await?;
         cx.tell(&Event::Done);
-        if let Some(failure) = &delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).failure {
+        if let Some(failure) = &delivered
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .failure
+        {
             return Err(failure.duplicate());
         }
         let mut causes = Vec::new();
         self.compare_delivered(instance, &delivered)?;
         compare_tally(&source.name, &expected, &tally, &mut causes);
-        causes.extend(tally.failed.iter().map(|what| Cause::partial(&source.name, what.clone())));
+        causes.extend(
+            tally
+                .failed
+                .iter()
+                .map(|what| Cause::partial(&source.name, what.clone())),
+        );
         let totals = self.selected.totals_of(instance);
         let restored = RestoredReport {
             name: source.name.clone(),
@@ -333,8 +484,18 @@ impl Prepared<'_> {
         Ok((restored, causes, tally.warnings))
     }
 
-    fn input(&self, cx: &Context, instance: &str, delivered: Arc<Mutex<Delivered>>) -> Result<Input> {
-        let archived = self.copies.first().manifest.instance(instance).ok_or_else(|| crate::error::bug("an instance that the manifest does not know"))?;
+    fn input(
+        &self,
+        cx: &Context,
+        instance: &str,
+        delivered: Arc<Mutex<Delivered>>,
+    ) -> Result<Input> {
+        let archived = self
+            .copies
+            .first()
+            .manifest
+            .instance(instance)
+            .ok_or_else(|| crate::error::bug("an instance that the manifest does not know"))?;
         let mut picked: HashMap<Stage, Vec<Picked>> = HashMap::new();
         for block in self.selected.blocks_of(instance) {
             picked.entry(block.stage).or_default().push(block.clone());
@@ -354,7 +515,9 @@ impl Prepared<'_> {
 
     /// What came out of the archive is what its index promises.
     fn compare_delivered(&self, instance: &str, delivered: &Mutex<Delivered>) -> Result<()> {
-        let delivered = delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let delivered = delivered
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         for (key, declared) in self.selected.declared(instance) {
             let got = delivered.counts.get(&key).copied().unwrap_or_default();
             if got != declared {
@@ -373,29 +536,48 @@ impl Prepared<'_> {
 fn compare_tally(source: &str, expected: &[UnitCount], tally: &Tally, causes: &mut Vec<Cause>) {
     let mut got: BTreeMap<(&str, &str, Stage), (u64, u64)> = BTreeMap::new();
     for unit in &tally.units {
-        let sum = got.entry((&unit.group, &unit.name, unit.stage)).or_default();
+        let sum = got
+            .entry((&unit.group, &unit.name, unit.stage))
+            .or_default();
         *sum = (sum.0 + unit.rows, sum.1 + unit.members);
     }
     let mut wrong = 0_u64;
     let mut first = None;
     for unit in expected {
-        let got = got.get(&(unit.group.as_str(), unit.name.as_str(), unit.stage)).copied().unwrap_or_default();
+        let got = got
+            .get(&(unit.group.as_str(), unit.name.as_str(), unit.stage))
+            .copied()
+            .unwrap_or_default();
         if got != (unit.rows, unit.members) {
             wrong += 1;
-            first.get_or_insert_with(|| format!("`{}/{}`: {} of {} rows, {} of {} members", unit.group, unit.name, got.0, unit.rows, got.1, unit.members));
+            first.get_or_insert_with(|| {
+                format!(
+                    "`{}/{}`: {} of {} rows, {} of {} members",
+                    unit.group, unit.name, got.0, unit.rows, got.1, unit.members
+                )
+            });
         }
     }
     if let Some(first) = first
         && tally.failed.is_empty()
     {
-        let error = Error::new(ErrorKind::Plugin, format!("{wrong} units came back other than they were counted at backup; first {first}"));
+        let error = Error::new(
+            ErrorKind::Plugin,
+            format!(
+                "{wrong} units came back other than they were counted at backup; first {first}"
+            ),
+        );
         causes.push(Cause::of(Class::Failed, source, &error));
     }
 }
 
 /// Forgets the mark of an unfinished restore of one instance.
 pub async fn forget_unfinished(cx: &Context, config: &Config, name: &str) -> Result<()> {
-    let source = config.sources.iter().find(|s| s.name == name).ok_or_else(|| settings(format!("there is no source `{name}`")))?;
+    let source = config
+        .sources
+        .iter()
+        .find(|s| s.name == name)
+        .ok_or_else(|| settings(format!("there is no source `{name}`")))?;
     let options = RestoreOptions {
         existing: None,
         into_group: Vec::new(),

@@ -37,7 +37,16 @@ pub struct Keep {
 impl Keep {
     /// Whether it lets anything go at all.
     pub fn is_unlimited(&self) -> bool {
-        [self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly].iter().all(|n| *n == 0)
+        [
+            self.last,
+            self.hourly,
+            self.daily,
+            self.weekly,
+            self.monthly,
+            self.yearly,
+        ]
+        .iter()
+        .all(|n| *n == 0)
     }
 }
 
@@ -93,12 +102,21 @@ impl Verdict {
     /// Ids that may be deleted now: none while anything holds.
     pub fn deletions(&self) -> impl Iterator<Item = &str> {
         let free = self.holds.is_empty();
-        self.decisions.iter().filter(move |d| free && !d.keep).map(|d| d.id.as_str())
+        self.decisions
+            .iter()
+            .filter(move |d| free && !d.keep)
+            .map(|d| d.id.as_str())
     }
 }
 
 /// Decides. `accepted` are ids of newest archives whose holds an operator has released.
-pub fn decide(archives: &[Known], keep: &Keep, zone: &TimeZone, now: Timestamp, accepted: &BTreeSet<String>) -> Verdict {
+pub fn decide(
+    archives: &[Known],
+    keep: &Keep,
+    zone: &TimeZone,
+    now: Timestamp,
+    accepted: &BTreeSet<String>,
+) -> Verdict {
     let mut sorted: Vec<&Known> = archives.iter().collect();
     sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -122,32 +140,65 @@ pub fn decide(archives: &[Known], keep: &Keep, zone: &TimeZone, now: Timestamp, 
     let decisions: Vec<Decision> = sorted
         .iter()
         .map(|known| match reasons.remove(known.id.as_str()) {
-            Some(reasons) => Decision { id: known.id.clone(), keep: true, reasons },
-            None => Decision { id: known.id.clone(), keep: false, reasons: vec![why_gone(known)] },
+            Some(reasons) => Decision {
+                id: known.id.clone(),
+                keep: true,
+                reasons,
+            },
+            None => Decision {
+                id: known.id.clone(),
+                keep: false,
+                reasons: vec![why_gone(known)],
+            },
         })
         .collect();
-    let accepted = sorted.first().is_some_and(|newest| accepted.contains(&newest.id));
-    let holds = if accepted { Vec::new() } else { holds(&sorted, &decisions, now) };
+    let accepted = sorted
+        .first()
+        .is_some_and(|newest| accepted.contains(&newest.id));
+    let holds = if accepted {
+        Vec::new()
+    } else {
+        holds(&sorted, &decisions, now)
+    };
     Verdict { decisions, holds }
 }
 
 fn why_gone(known: &Known) -> String {
-    if known.complete { "no rule keeps it".into() } else { format!("partial, and a whole one is newer by {PARTIAL_DAYS} days") }
+    if known.complete {
+        "no rule keeps it".into()
+    } else {
+        format!("partial, and a whole one is newer by {PARTIAL_DAYS} days")
+    }
 }
+
+/// Names the period that an instant lies in.
+type Period = fn(jiff::civil::DateTime) -> String;
 
 fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Known, String)> {
     let mut kept = Vec::new();
     if keep.is_unlimited() {
-        return whole.iter().map(|k| (*k, "no rule lets anything go".to_owned())).collect();
+        return whole
+            .iter()
+            .map(|k| (*k, "no rule lets anything go".to_owned()))
+            .collect();
     }
     for (n, known) in whole.iter().take(keep.floor.max(1) as usize).enumerate() {
-        kept.push((*known, format!("floor {} of {}: whole archives are never all let go", n + 1, keep.floor.max(1))));
+        kept.push((
+            *known,
+            format!(
+                "floor {} of {}: whole archives are never all let go",
+                n + 1,
+                keep.floor.max(1)
+            ),
+        ));
     }
     for (n, known) in whole.iter().take(keep.last as usize).enumerate() {
         kept.push((*known, format!("last {} of {}", n + 1, keep.last)));
     }
-    let periods: [(&str, u32, fn(jiff::civil::DateTime) -> String); 5] = [
-        ("hourly", keep.hourly, |t| t.strftime("%Y-%m-%d %H h").to_string()),
+    let periods: [(&str, u32, Period); 5] = [
+        ("hourly", keep.hourly, |t| {
+            t.strftime("%Y-%m-%d %H h").to_string()
+        }),
         ("daily", keep.daily, |t| t.strftime("%Y-%m-%d").to_string()),
         ("weekly", keep.weekly, |t| t.strftime("%G-W%V").to_string()),
         ("monthly", keep.monthly, |t| t.strftime("%Y-%m").to_string()),
@@ -167,34 +218,65 @@ fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Know
 }
 
 fn partial_stays(partial: &Known, whole: &[&Known], now: Timestamp) -> Option<String> {
-    let newer = whole.iter().filter(|k| k.created > partial.created).map(|k| k.created).min();
+    let newer = whole
+        .iter()
+        .filter(|k| k.created > partial.created)
+        .map(|k| k.created)
+        .min();
     match newer {
         None => Some("partial, and no whole one is newer".into()),
-        Some(at) if at + (PARTIAL_DAYS * 24).hours() > now => Some(format!("partial, kept {PARTIAL_DAYS} days after the next whole one")),
+        Some(at) if at + (PARTIAL_DAYS * 24).hours() > now => Some(format!(
+            "partial, kept {PARTIAL_DAYS} days after the next whole one"
+        )),
         Some(_) => None,
     }
 }
 
 fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -> Vec<String> {
     let mut holds = Vec::new();
-    let Some(newest) = sorted.first() else { return holds };
+    let Some(newest) = sorted.first() else {
+        return holds;
+    };
     if newest.created > now + 5.minutes() {
-        holds.push(format!("the newest archive is dated {}, in the future", newest.created));
+        holds.push(format!(
+            "the newest archive is dated {}, in the future",
+            newest.created
+        ));
     }
     let gone = decisions.iter().filter(|d| !d.keep).count();
     if gone * 2 > decisions.len() {
-        holds.push(format!("{gone} of {} archives would go, more than half", decisions.len()));
+        holds.push(format!(
+            "{gone} of {} archives would go, more than half",
+            decisions.len()
+        ));
     }
-    let Some(newest) = sorted.iter().find(|k| k.complete) else { return holds };
-    let before: Vec<&Known> = sorted.iter().copied().filter(|k| k.complete && k.created < newest.created).take(MEDIAN_OF).collect();
+    let Some(newest) = sorted.iter().find(|k| k.complete) else {
+        return holds;
+    };
+    let before: Vec<&Known> = sorted
+        .iter()
+        .copied()
+        .filter(|k| k.complete && k.created < newest.created)
+        .take(MEDIAN_OF)
+        .collect();
     if let Some(previous) = before.first() {
         vanished(newest, previous, &mut holds);
     }
     for size in &newest.instances {
-        let earlier: Vec<&Size> = before.iter().filter_map(|k| k.instances.iter().find(|i| i.name == size.name)).collect();
-        for (what, now, then) in [("rows", size.rows, median(earlier.iter().map(|s| s.rows))), ("bytes", size.bytes, median(earlier.iter().map(|s| s.bytes)))] {
+        let earlier: Vec<&Size> = before
+            .iter()
+            .filter_map(|k| k.instances.iter().find(|i| i.name == size.name))
+            .collect();
+        for (what, now, then) in [
+            ("rows", size.rows, median(earlier.iter().map(|s| s.rows))),
+            ("bytes", size.bytes, median(earlier.iter().map(|s| s.bytes))),
+        ] {
             if then > 0 && now * 2 < then {
-                holds.push(format!("`{}` has {now} {what}, less than half of the median {then} of its last {}", size.name, earlier.len()));
+                holds.push(format!(
+                    "`{}` has {now} {what}, less than half of the median {then} of its last {}",
+                    size.name,
+                    earlier.len()
+                ));
             }
         }
     }
@@ -204,7 +286,10 @@ fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -> Vec<Strin
 fn vanished(newest: &Known, previous: &Known, holds: &mut Vec<String>) {
     for size in &previous.instances {
         match newest.instances.iter().find(|i| i.name == size.name) {
-            None => holds.push(format!("`{}` was in the archive before and is in the newest no more", size.name)),
+            None => holds.push(format!(
+                "`{}` was in the archive before and is in the newest no more",
+                size.name
+            )),
             Some(now) if now.identity != size.identity => {
                 holds.push(format!("`{}` is another server than in the archive before: are these two sites under one name?", size.name));
             }

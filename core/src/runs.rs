@@ -12,7 +12,7 @@ pub const RUN_SPLIT_BYTES: u64 = 8 << 20;
 
 /// Whether a run begins with this unit.
 pub fn border_before(name: &str) -> bool {
-    hash64(name.as_bytes()) & 31 == 0
+    hash64(name.as_bytes()).trailing_zeros() >= 5
 }
 
 /// Runs that wait for a worker.
@@ -34,18 +34,26 @@ impl<T> Runs<T> {
                 _ => waiting.push_back(Run::from([unit])),
             }
         }
-        Self { waiting: Mutex::new(waiting) }
+        Self {
+            waiting: Mutex::new(waiting),
+        }
     }
 
     /// The next run, for any worker; one lane each.
     pub fn take(&self) -> Option<Run<T>> {
-        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front()
+        self.waiting
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .pop_front()
     }
 
     /// Gives away what follows a unit that passed `RUN_SPLIT_BYTES`. The giver ends its lane with that unit.
     pub fn give_back(&self, rest: Run<T>) {
         if !rest.is_empty() {
-            self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_front(rest);
+            self.waiting
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push_front(rest);
         }
     }
 }

@@ -33,10 +33,14 @@ impl Secret {
     pub async fn reveal(&self) -> Result<String> {
         match &self.0 {
             Origin::Plain(value) => Ok(value.clone()),
-            Origin::Env(name) => std::env::var(name)
-                .map_err(|_| settings(format!("the environment variable `{name}` is not set")).hint(format!("export {name}=…"))),
+            Origin::Env(name) => std::env::var(name).map_err(|_| {
+                settings(format!("the environment variable `{name}` is not set"))
+                    .hint(format!("export {name}=…"))
+            }),
             Origin::File(path) => {
-                let text = tokio::fs::read_to_string(path).await.map_err(|e| Error::io("read the secret in", path, e))?;
+                let text = tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|e| Error::io("read the secret in", path, e))?;
                 Ok(text.trim_end_matches(['\r', '\n']).to_owned())
             }
             Origin::Command(argv) => Self::from_program(argv).await,
@@ -56,9 +60,13 @@ impl Secret {
             .await
             .map_err(|e| settings(format!("could not run `{program}` for a secret: {e}")))?;
         if !output.status.success() {
-            return Err(settings(format!("`{program}`, which should print a secret, ended with {}", output.status)));
+            return Err(settings(format!(
+                "`{program}`, which should print a secret, ended with {}",
+                output.status
+            )));
         }
-        let text = String::from_utf8(output.stdout).map_err(|_| settings(format!("`{program}` printed a secret that is not UTF-8")))?;
+        let text = String::from_utf8(output.stdout)
+            .map_err(|_| settings(format!("`{program}` printed a secret that is not UTF-8")))?;
         Ok(text.trim_end_matches(['\r', '\n']).to_owned())
     }
 
@@ -116,7 +124,9 @@ impl<'de> Visitor<'de> for SecretVisitor {
         };
         match map.next_key::<String>()? {
             None => Ok(Secret(origin)),
-            Some(_) => Err(A::Error::custom("a secret has one origin: env, file or command")),
+            Some(_) => Err(A::Error::custom(
+                "a secret has one origin: env, file or command",
+            )),
         }
     }
 }

@@ -24,8 +24,16 @@ impl Part {
             return Ok(Self::Exactly(text.to_owned()));
         }
         // Names carry escapes of their own, so a backslash means itself.
-        let glob = GlobBuilder::new(text).literal_separator(false).backslash_escape(false).build();
-        glob.map(|g| Self::Glob(g.compile_matcher())).map_err(|e| settings(format!("the selector part `{text}` is no glob: {}", e.kind())))
+        let glob = GlobBuilder::new(text)
+            .literal_separator(false)
+            .backslash_escape(false)
+            .build();
+        glob.map(|g| Self::Glob(g.compile_matcher())).map_err(|e| {
+            settings(format!(
+                "the selector part `{text}` is no glob: {}",
+                e.kind()
+            ))
+        })
     }
 
     fn matches(&self, name: &str) -> bool {
@@ -47,9 +55,13 @@ impl Selector {
     pub fn parse(text: &str) -> Result<Self> {
         let parts: Vec<_> = text.splitn(3, '/').collect();
         if parts.iter().any(|part| part.is_empty()) {
-            return Err(settings(format!("the selector `{text}` has an empty part")).hint("write instance, instance/group or instance/group/unit"));
+            return Err(settings(format!("the selector `{text}` has an empty part"))
+                .hint("write instance, instance/group or instance/group/unit"));
         }
-        Ok(Self { text: text.to_owned(), parts: parts.into_iter().map(Part::new).collect::<Result<_>>()? })
+        Ok(Self {
+            text: text.to_owned(),
+            parts: parts.into_iter().map(Part::new).collect::<Result<_>>()?,
+        })
     }
 
     /// Whether it speaks of this instance at all.
@@ -65,7 +77,10 @@ impl Selector {
     /// Whether it takes this unit.
     pub fn takes(&self, instance: &str, group: &str, unit: &str) -> bool {
         let names = [instance, group, unit];
-        self.parts.iter().zip(names).all(|(part, name)| part.matches(name))
+        self.parts
+            .iter()
+            .zip(names)
+            .all(|(part, name)| part.matches(name))
     }
 }
 
@@ -81,8 +96,15 @@ pub struct Selection {
 impl Selection {
     /// Parses both lists.
     pub fn parse(only: &[String], exclude: &[String]) -> Result<Self> {
-        let parse = |list: &[String]| list.iter().map(|text| Selector::parse(text)).collect::<Result<Vec<_>>>();
-        Ok(Self { only: parse(only)?, exclude: parse(exclude)? })
+        let parse = |list: &[String]| {
+            list.iter()
+                .map(|text| Selector::parse(text))
+                .collect::<Result<Vec<_>>>()
+        };
+        Ok(Self {
+            only: parse(only)?,
+            exclude: parse(exclude)?,
+        })
     }
 
     /// Whether everything is selected.
@@ -104,7 +126,11 @@ impl Selection {
 
     /// Why an instance is not touched, in the words of a plan.
     pub fn why_not(&self, instance: &str) -> &'static str {
-        if self.exclude.iter().any(|s| s.takes_instance(instance)) { "--exclude" } else { "--only" }
+        if self.exclude.iter().any(|s| s.takes_instance(instance)) {
+            "--exclude"
+        } else {
+            "--only"
+        }
     }
 }
 
@@ -122,7 +148,11 @@ const NAMES_KEPT: usize = 50_000;
 impl<'a> Matched<'a> {
     /// Nothing has matched yet.
     pub fn new(selection: &'a Selection) -> Self {
-        Self { selection, unmatched: selection.only.iter().chain(&selection.exclude).collect(), names: BTreeSet::new() }
+        Self {
+            selection,
+            unmatched: selection.only.iter().chain(&selection.exclude).collect(),
+            names: BTreeSet::new(),
+        }
     }
 
     /// A unit went by.
@@ -146,29 +176,62 @@ impl<'a> Matched<'a> {
 
     /// `NotFound` with the nearest names when a selector matched nothing.
     pub fn finish(self) -> Result<()> {
-        let Some(selector) = self.unmatched.first() else { return Ok(()) };
-        let flag = if self.selection.only.iter().any(|s| std::ptr::eq(s, *selector)) { "--only" } else { "--exclude" };
-        let error = not_found(format!("`{flag} {selector}` matches nothing in the archive"));
-        Err(match nearest(&selector.text, self.names.iter().map(String::as_str)) {
-            near if near.is_empty() => {
-                let instances: Vec<_> = self.names.iter().filter(|name| !name.contains('/')).map(|name| format!("`{name}`")).collect();
-                error.hint(format!("the archive holds {}; bk show --units lists all", instances.join(", ")))
-            }
-            near => error.hint(format!("the nearest names: {}", near.join(", "))),
-        })
+        let Some(selector) = self.unmatched.first() else {
+            return Ok(());
+        };
+        let flag = if self
+            .selection
+            .only
+            .iter()
+            .any(|s| std::ptr::eq(s, *selector))
+        {
+            "--only"
+        } else {
+            "--exclude"
+        };
+        let error = not_found(format!(
+            "`{flag} {selector}` matches nothing in the archive"
+        ));
+        Err(
+            match nearest(&selector.text, self.names.iter().map(String::as_str)) {
+                near if near.is_empty() => {
+                    let instances: Vec<_> = self
+                        .names
+                        .iter()
+                        .filter(|name| !name.contains('/'))
+                        .map(|name| format!("`{name}`"))
+                        .collect();
+                    error.hint(format!(
+                        "the archive holds {}; bk show --units lists all",
+                        instances.join(", ")
+                    ))
+                }
+                near => error.hint(format!("the nearest names: {}", near.join(", "))),
+            },
+        )
     }
 }
 
 /// Up to three names like this one, the nearest first.
 pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<_> = names.map(|other| (strsim::normalized_damerau_levenshtein(name, other), other)).filter(|(score, _)| *score > 0.4).collect();
+    let mut scored: Vec<_> = names
+        .map(|other| (strsim::normalized_damerau_levenshtein(name, other), other))
+        .filter(|(score, _)| *score > 0.4)
+        .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    scored.into_iter().take(3).map(|(_, other)| format!("`{other}`")).collect()
+    scored
+        .into_iter()
+        .take(3)
+        .map(|(_, other)| format!("`{other}`"))
+        .collect()
 }
 
 /// `instance[/group]=new`, as `--into` takes it.
 pub fn parse_into(text: &str) -> Result<(String, Option<String>, String)> {
-    let usage = || -> Error { settings(format!("`--into {text}` is not understood")).hint("write --into instance/group=new, or --into instance=PLACE") };
+    let usage = || -> Error {
+        settings(format!("`--into {text}` is not understood"))
+            .hint("write --into instance/group=new, or --into instance=PLACE")
+    };
     let (from, to) = text.split_once('=').ok_or_else(usage)?;
     let (instance, group) = match from.split_once('/') {
         Some((instance, group)) => (instance, Some(group.to_owned())),
@@ -186,7 +249,8 @@ mod tests {
 
     #[test]
     fn a_selector_takes_what_it_names_and_what_is_beneath() {
-        let selection = Selection::parse(&["mysql/shop".into(), "caddy".into()], &["*/*/tmp*".into()]).unwrap();
+        let selection =
+            Selection::parse(&["mysql/shop".into(), "caddy".into()], &["*/*/tmp*".into()]).unwrap();
         assert!(selection.takes("mysql", "shop", "orders"));
         assert!(!selection.takes("mysql", "notes", "orders"));
         assert!(selection.takes("caddy", "x", "y"));

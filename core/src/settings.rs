@@ -47,7 +47,8 @@ impl std::error::Error for Faults {}
 impl Settings {
     /// The settings as the plugin's struct, or every mistake at once.
     pub fn parse<T: DeserializeOwned + JsonSchema>(&self) -> Result<T> {
-        parse_table(&self.table).map_err(|faults| settings(format!("`{}`: {faults}", self.instance)).because(faults))
+        parse_table(&self.table)
+            .map_err(|faults| settings(format!("`{}`: {faults}", self.instance)).because(faults))
     }
 
     /// A path as the operator meant it: relative to the settings file.
@@ -58,13 +59,22 @@ impl Settings {
     /// A mistake that only the plugin can see, said of a key.
     pub fn fault(&self, key: &str, what: impl Into<String>, hint: Option<&str>) -> Error {
         let what = what.into();
-        let fault = Fault { key: key.to_owned(), what: what.clone(), hint: hint.map(str::to_owned) };
-        Error { hint: hint.map(str::to_owned), ..settings(format!("`{}`: {what}", self.instance)).because(Faults(vec![fault])) }
+        let fault = Fault {
+            key: key.to_owned(),
+            what: what.clone(),
+            hint: hint.map(str::to_owned),
+        };
+        Error {
+            hint: hint.map(str::to_owned),
+            ..settings(format!("`{}`: {what}", self.instance)).because(Faults(vec![fault]))
+        }
     }
 }
 
 /// A table as its struct, or every mistake in it.
-pub fn parse_table<T: DeserializeOwned + JsonSchema>(table: &Map<String, Value>) -> std::result::Result<T, Faults> {
+pub fn parse_table<T: DeserializeOwned + JsonSchema>(
+    table: &Map<String, Value>,
+) -> std::result::Result<T, Faults> {
     let schema = schemars::schema_for!(T);
     let mut faults = Vec::new();
     let mut rest = table.clone();
@@ -81,23 +91,65 @@ pub fn parse_table<T: DeserializeOwned + JsonSchema>(table: &Map<String, Value>)
                 if rest.remove(&top).is_none() {
                     // What is left are missing keys, which the schema has named already.
                     if faults.is_empty() {
-                        faults.push(Fault { key: String::new(), what: error.into_inner().to_string(), hint: None });
+                        faults.push(Fault {
+                            key: String::new(),
+                            what: error.into_inner().to_string(),
+                            hint: None,
+                        });
                     }
                     return Err(Faults(faults));
                 }
-                faults.push(Fault { what: format!("`{key}`: {}", error.into_inner()), key, hint: None });
+                let what = error.into_inner().to_string();
+                let hint = unknown_inside(&what).or_else(|| described(&schema, &top));
+                faults.push(Fault {
+                    what: format!("`{key}`: {what}"),
+                    key,
+                    hint,
+                });
             }
         }
     }
 }
 
+/// The nearest name, where serde says "unknown field `x`, expected one of `a`, `b`" of a table inside.
+fn unknown_inside(what: &str) -> Option<String> {
+    if !what.starts_with("unknown field") && !what.starts_with("unknown variant") {
+        return None;
+    }
+    let mut names = what.split('`').skip(1).step_by(2);
+    let wrong = names.next()?;
+    let known: Vec<_> = names.collect();
+    unknown_key(wrong, known.into_iter()).hint
+}
+
+/// What the setting is, in the words of its doc comment.
+fn described(schema: &Schema, key: &str) -> Option<String> {
+    let words = schema
+        .get("properties")?
+        .get(key)?
+        .get("description")?
+        .as_str()?;
+    Some(format!(
+        "`{key}` is: {}",
+        words.lines().next().unwrap_or_default()
+    ))
+}
+
 fn properties(schema: &Schema) -> Vec<String> {
-    schema.get("properties").and_then(Value::as_object).map(|p| p.keys().cloned().collect()).unwrap_or_default()
+    schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .map(|p| p.keys().cloned().collect())
+        .unwrap_or_default()
 }
 
 fn unknown_keys(schema: &Schema, table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
     let known = properties(schema);
-    let unknown: Vec<_> = table.keys().filter(|key| !known.contains(key)).cloned().collect();
+    let unknown: Vec<_> = table
+        .keys()
+        .filter(|key| !known.contains(key))
+        .cloned()
+        .collect();
     for key in unknown {
         table.remove(&key);
         faults.push(unknown_key(&key, known.iter().map(String::as_str)));
@@ -111,22 +163,43 @@ pub fn unknown_key<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone) 
         Some(name) => format!("did you mean {name}?"),
         None => format!("known keys: {}", known.collect::<Vec<_>>().join(", ")),
     };
-    Fault { key: key.to_owned(), what: format!("`{key}` is no setting here"), hint: Some(hint) }
+    Fault {
+        key: key.to_owned(),
+        what: format!("`{key}` is no setting here"),
+        hint: Some(hint),
+    }
 }
 
 fn missing_keys(schema: &Schema, table: &Map<String, Value>, faults: &mut Vec<Fault>) {
-    let required = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let required = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     for key in required.filter(|key| !table.contains_key(*key)) {
-        faults.push(Fault { key: String::new(), what: format!("`{key}` is missing"), hint: Some(format!("add `{key} = …`")) });
+        faults.push(Fault {
+            key: String::new(),
+            what: format!("`{key}` is missing"),
+            hint: Some(format!("add `{key} = …`")),
+        });
     }
 }
 
 /// An empty list where absence means "all" would silently mean "nothing".
 fn empty_lists(table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
-    let empty: Vec<_> = table.iter().filter(|(_, value)| value.as_array().is_some_and(Vec::is_empty)).map(|(key, _)| key.clone()).collect();
+    let empty: Vec<_> = table
+        .iter()
+        .filter(|(_, value)| value.as_array().is_some_and(Vec::is_empty))
+        .map(|(key, _)| key.clone())
+        .collect();
     for key in empty {
         table.remove(&key);
-        faults.push(Fault { what: format!("`{key}` is an empty list"), hint: Some("leave the key out to mean all".into()), key });
+        faults.push(Fault {
+            what: format!("`{key}` is an empty list"),
+            hint: Some("leave the key out to mean all".into()),
+            key,
+        });
     }
 }
 
@@ -138,9 +211,18 @@ impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error;
         match Value::deserialize(deserializer)? {
-            Value::Number(n) => n.as_u64().map(Self).ok_or_else(|| D::Error::custom("a number of bytes is a whole number from 0")),
-            Value::String(text) => parse_bytes(&text).map(Self).ok_or_else(|| D::Error::custom(format!("`{text}` is no number of bytes; write 128 MiB, 2 GB or 1048576"))),
-            other => Err(D::Error::custom(format!("a number of bytes is expected, not `{other}`"))),
+            Value::Number(n) => n
+                .as_u64()
+                .map(Self)
+                .ok_or_else(|| D::Error::custom("a number of bytes is a whole number from 0")),
+            Value::String(text) => parse_bytes(&text).map(Self).ok_or_else(|| {
+                D::Error::custom(format!(
+                    "`{text}` is no number of bytes; write 128 MiB, 2 GB or 1048576"
+                ))
+            }),
+            other => Err(D::Error::custom(format!(
+                "a number of bytes is expected, not `{other}`"
+            ))),
         }
     }
 }
@@ -161,7 +243,9 @@ impl JsonSchema for ByteSize {
 
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -195,10 +279,26 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_table_is_named_at_once() {
-        let table = serde_json::json!({ "pth": "/x", "port": "many", "size": "12 parsecs", "list": [] });
-        let faults = parse_table::<Sample>(table.as_object().unwrap()).unwrap_err().0;
-        let keys: Vec<_> = faults.iter().map(|f| f.what.split(':').next().unwrap().to_owned()).collect();
-        assert_eq!(keys, ["`pth` is no setting here", "`path` is missing", "`host` is missing", "`list` is an empty list", "`port`", "`size`"]);
+        let table =
+            serde_json::json!({ "pth": "/x", "port": "many", "size": "12 parsecs", "list": [] });
+        let faults = parse_table::<Sample>(table.as_object().unwrap())
+            .unwrap_err()
+            .0;
+        let keys: Vec<_> = faults
+            .iter()
+            .map(|f| f.what.split(':').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "`pth` is no setting here",
+                "`path` is missing",
+                "`host` is missing",
+                "`list` is an empty list",
+                "`port`",
+                "`size`"
+            ]
+        );
         assert_eq!(faults[0].hint.as_deref(), Some("did you mean `path`?"));
     }
 

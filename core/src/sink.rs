@@ -27,7 +27,12 @@ pub trait Sink: Send + Sync {
     async fn check(&self, cx: &Context) -> Result<Health>;
 
     /// Begins an archive. Nothing is visible under any archive's name before `publish`.
-    async fn create(&self, cx: &Context, name: &ArchiveName, hint: SizeHint) -> Result<Box<dyn Upload>>;
+    async fn create(
+        &self,
+        cx: &Context,
+        name: &ArchiveName,
+        hint: SizeHint,
+    ) -> Result<Box<dyn Upload>>;
 
     /// Everything that looks like an archive: every page, every version, in no order.
     async fn list(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>>;
@@ -43,7 +48,9 @@ pub trait Sink: Send + Sync {
 
     /// The same archive under another name, without sending it again. `Unsupported`: the engine streams it.
     async fn place(&self, _cx: &Context, _which: &Stored, _to: &ArchiveName) -> Result<Stored> {
-        Err(unsupported("this sink cannot place an archive under a second name"))
+        Err(unsupported(
+            "this sink cannot place an archive under a second name",
+        ))
     }
 
     /// A small text that the engine keeps beside the archives, or nothing.
@@ -67,7 +74,6 @@ pub trait Upload: Send {
 }
 
 /// What a sink can do.
-#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own to a question of the engine")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Abilities {
     /// Keeps several versions of one name.
@@ -111,7 +117,10 @@ pub struct Seal {
 impl Seal {
     /// Text of the sum file beside the archive: `sha256sum -c` skips the first line.
     pub fn sum_file(&self, file_name: &str) -> String {
-        format!("# id {} site {}\n{}  {file_name}\n", self.id, self.site, self.sha256)
+        format!(
+            "# id {} site {}\n{}  {file_name}\n",
+            self.id, self.site, self.sha256
+        )
     }
 }
 

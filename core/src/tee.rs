@@ -30,15 +30,29 @@ struct Branch {
 impl Tee {
     /// A tee without branches. A branch that keeps the writer waiting for `stall_limit` in a row while others do not is aborted.
     pub fn new(stall_limit: Duration) -> Self {
-        Self { branches: Vec::new(), stall_limit }
+        Self {
+            branches: Vec::new(),
+            stall_limit,
+        }
     }
 
     /// Adds a sink. `stored` is told how many bytes it took.
-    pub fn add(&mut self, name: &str, upload: Box<dyn Upload>, stored: impl Fn(u64) + Send + 'static) {
+    pub fn add(
+        &mut self,
+        name: &str,
+        upload: Box<dyn Upload>,
+        stored: impl Fn(u64) + Send + 'static,
+    ) {
         let (queue, chunks) = mpsc::channel(QUEUED_CHUNKS);
         let stop = CancellationToken::new();
         let task = tokio::spawn(upload_all(upload, chunks, stop.clone(), stored));
-        self.branches.push(Branch { name: name.to_owned(), queue: Some(queue), stop, task: Some(task), failure: None });
+        self.branches.push(Branch {
+            name: name.to_owned(),
+            queue: Some(queue),
+            stop,
+            task: Some(task),
+            failure: None,
+        });
     }
 
     /// Gives `chunk` to every sink that is still alive. An error when none is left.
@@ -52,8 +66,16 @@ impl Tee {
                 Err(mpsc::error::TrySendError::Closed(_)) => waiting.push((n, true)),
             }
         }
-        let gone: Vec<_> = waiting.iter().filter(|(_, closed)| *closed).map(|(n, _)| *n).collect();
-        let full: Vec<_> = waiting.iter().filter(|(_, closed)| !*closed).map(|(n, _)| *n).collect();
+        let gone: Vec<_> = waiting
+            .iter()
+            .filter(|(_, closed)| *closed)
+            .map(|(n, _)| *n)
+            .collect();
+        let full: Vec<_> = waiting
+            .iter()
+            .filter(|(_, closed)| !*closed)
+            .map(|(n, _)| *n)
+            .collect();
         for n in gone {
             self.drop_branch(n, None).await;
         }
@@ -61,7 +83,11 @@ impl Tee {
             self.wait_for(&full, &chunk).await;
         }
         if self.alive() == 0 {
-            let failure = self.branches.iter().find_map(|b| b.failure.as_ref()).map_or_else(|| bug("a run without sinks"), Error::duplicate);
+            let failure = self
+                .branches
+                .iter()
+                .find_map(|b| b.failure.as_ref())
+                .map_or_else(|| bug("a run without sinks"), Error::duplicate);
             return Err(failure.within("no sink is left"));
         }
         Ok(())
@@ -69,9 +95,17 @@ impl Tee {
 
     async fn wait_for(&mut self, full: &[usize], chunk: &Bytes) {
         let others_move = self.alive() > full.len();
-        let queues: Vec<_> = full.iter().filter_map(|n| Some((*n, self.branches[*n].queue.clone()?))).collect();
-        let mut sends: FuturesUnordered<_> =
-            queues.into_iter().map(|(n, queue)| { let chunk = chunk.clone(); async move { (n, queue.send(chunk).await.is_ok()) } }).collect();
+        let queues: Vec<_> = full
+            .iter()
+            .filter_map(|n| Some((*n, self.branches[*n].queue.clone()?)))
+            .collect();
+        let mut sends: FuturesUnordered<_> = queues
+            .into_iter()
+            .map(|(n, queue)| {
+                let chunk = chunk.clone();
+                async move { (n, queue.send(chunk).await.is_ok()) }
+            })
+            .collect();
         let mut pending: Vec<usize> = full.to_vec();
         let mut closed = Vec::new();
         let mut someone_moves = others_move;
@@ -84,16 +118,22 @@ impl Tee {
             match next {
                 Ok(Some((n, sent))) => {
                     pending.retain(|p| *p != n);
-                    if sent { someone_moves = true } else { closed.push(n) }
+                    if sent {
+                        someone_moves = true
+                    } else {
+                        closed.push(n)
+                    }
                 }
-                Ok(None) => break,
-                Err(_) => break,
+                Ok(None) | Err(_) => break,
             }
         }
         drop(sends);
         let limit = self.stall_limit.as_secs_f32();
         for n in pending {
-            let late = Error::new(ErrorKind::Unreachable, format!("took no byte for {limit} s while other sinks did"));
+            let late = Error::new(
+                ErrorKind::Unreachable,
+                format!("took no byte for {limit} s while other sinks did"),
+            );
             self.drop_branch(n, Some(late)).await;
         }
         for n in closed {
@@ -151,11 +191,17 @@ impl Tee {
 }
 
 async fn join(task: JoinHandle<Result<Box<dyn Upload>>>) -> Result<Box<dyn Upload>> {
-    task.await.unwrap_or_else(|e| Err(bug(format!("the task of a sink ended: {e}"))))
+    task.await
+        .unwrap_or_else(|e| Err(bug(format!("the task of a sink ended: {e}"))))
 }
 
 /// Writes what comes, and aborts at the first failure or when told to stop.
-async fn upload_all(mut upload: Box<dyn Upload>, mut chunks: mpsc::Receiver<Bytes>, stop: CancellationToken, stored: impl Fn(u64)) -> Result<Box<dyn Upload>> {
+async fn upload_all(
+    mut upload: Box<dyn Upload>,
+    mut chunks: mpsc::Receiver<Bytes>,
+    stop: CancellationToken,
+    stored: impl Fn(u64),
+) -> Result<Box<dyn Upload>> {
     loop {
         let chunk = tokio::select! {
             biased;
@@ -190,7 +236,9 @@ async fn upload_all(mut upload: Box<dyn Upload>, mut chunks: mpsc::Receiver<Byte
 pub(crate) async fn abort(upload: Box<dyn Upload>, name: &str) {
     match tokio::time::timeout(ABORT_LIMIT, upload.abort()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(sink = %name, %error, "abort failed, the next run cleans up"),
+        Ok(Err(error)) => {
+            tracing::warn!(sink = %name, %error, "abort failed, the next run cleans up")
+        }
         Err(_) => tracing::warn!(sink = %name, "abort took too long, the next run cleans up"),
     }
 }

@@ -18,7 +18,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 /// Temporary names begin so; a walk leaves them out.
 pub const TEMPORARY_PREFIX: &str = ".bk-restoring-";
 
@@ -62,12 +65,29 @@ impl Tree {
     /// Opens the folder, making it where it is missing. `id` tells this restore's temporary files from others'.
     pub fn open(path: &Path, options: TreeOptions, id: &str) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|e| Error::io("make the folder", path, e))?;
-        let root = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| Error::io("open the folder", path, e.into()))?;
-        Ok(Self { root: Arc::new(root), path: path.to_path_buf(), options, last_folder: None, inodes: HashMap::new(), temporary: 0, id: id.to_owned() })
+        let root = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::io("open the folder", path, e.into()))?;
+        Ok(Self {
+            root: Arc::new(root),
+            path: path.to_path_buf(),
+            options,
+            last_folder: None,
+            inodes: HashMap::new(),
+            temporary: 0,
+            id: id.to_owned(),
+        })
     }
 
     fn failed(&self, doing: &str, path: &MemberPath, error: Errno) -> Error {
-        Error::io(doing, &self.path.join(OsStr::from_bytes(path.as_bytes())), error.into())
+        Error::io(
+            doing,
+            &self.path.join(OsStr::from_bytes(path.as_bytes())),
+            error.into(),
+        )
     }
 
     /// The folder that holds `path`, made where it is missing, and the last part.
@@ -103,7 +123,8 @@ impl Tree {
             Ok(handle) => return Ok(handle),
             Err(Errno::NOENT) => {}
             Err(Errno::LOOP | Errno::NOTDIR) if self.options.existing != Existing::Refuse => {
-                rustix::fs::unlinkat(at, part, AtFlags::empty()).map_err(|e| self.failed("put a folder in the place of a file above", of, e))?;
+                rustix::fs::unlinkat(at, part, AtFlags::empty())
+                    .map_err(|e| self.failed("put a folder in the place of a file above", of, e))?;
             }
             Err(error) => return Err(self.failed("enter the folder of", of, error)),
         }
@@ -111,7 +132,8 @@ impl Tree {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(self.failed("make the folder of", of, error)),
         }
-        rustix::fs::openat(at, part, FOLDER, Mode::empty()).map_err(|e| self.failed("enter the folder of", of, e))
+        rustix::fs::openat(at, part, FOLDER, Mode::empty())
+            .map_err(|e| self.failed("enter the folder of", of, e))
     }
 
     /// Begins a file.
@@ -119,9 +141,18 @@ impl Tree {
         let (folder, name) = self.parent(path)?;
         self.temporary += 1;
         let temporary = format!("{TEMPORARY_PREFIX}{}-{}", self.id, self.temporary);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let handle = rustix::fs::openat(&*folder, &*temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|e| self.failed("write", path, e))?;
-        Ok(Writing { folder, name, temporary, file: handle.into(), written: 0, path: path.clone() })
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::openat(&*folder, &*temporary, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| self.failed("write", path, e))?;
+        Ok(Writing {
+            folder,
+            name,
+            temporary,
+            file: handle.into(),
+            written: 0,
+            path: path.clone(),
+        })
     }
 
     /// Gives the file its owner, mode and time, and its name.
@@ -130,7 +161,9 @@ impl Tree {
         if done.is_err() {
             writing.discard();
         } else if let Some(group) = meta.inode_group {
-            self.inodes.entry(group).or_insert_with(|| writing.path.clone());
+            self.inodes
+                .entry(group)
+                .or_insert_with(|| writing.path.clone());
         }
         done.map(|()| writing.written)
     }
@@ -138,12 +171,21 @@ impl Tree {
     fn place(&self, writing: &Writing, meta: &Meta) -> Result<()> {
         let failed = |doing: &str, e| self.failed(doing, &writing.path, e);
         if self.options.owners {
-            rustix::fs::fchown(&writing.file, Some(owner(meta.uid)), Some(group(meta.gid))).map_err(|e| failed("give its owner to", e))?;
+            rustix::fs::fchown(&writing.file, Some(owner(meta.uid)), Some(group(meta.gid)))
+                .map_err(|e| failed("give its owner to", e))?;
         }
-        rustix::fs::fchmod(&writing.file, self.mode(meta)).map_err(|e| failed("give its mode to", e))?;
-        rustix::fs::futimens(&writing.file, &times(meta)).map_err(|e| failed("give its time to", e))?;
+        rustix::fs::fchmod(&writing.file, self.mode(meta))
+            .map_err(|e| failed("give its mode to", e))?;
+        rustix::fs::futimens(&writing.file, &times(meta))
+            .map_err(|e| failed("give its time to", e))?;
         self.make_room(&writing.folder, &writing.name, &writing.path)?;
-        rustix::fs::renameat(&*writing.folder, &*writing.temporary, &*writing.folder, &*writing.name).map_err(|e| failed("name", e))
+        rustix::fs::renameat(
+            &*writing.folder,
+            &*writing.temporary,
+            &*writing.folder,
+            &*writing.name,
+        )
+        .map_err(|e| failed("name", e))
     }
 
     /// What stands where a file, link or folder must go.
@@ -154,10 +196,14 @@ impl Tree {
             Ok(there) => FileType::from_raw_mode(there.st_mode),
         };
         match (self.options.existing, there) {
-            (Existing::Refuse, _) => Err(conflict(format!("`{path}` is there already")).hint("repeat with --existing merge or --existing replace")),
-            (Existing::Replace, FileType::Directory) => remove_all(folder, name).map_err(|e| self.failed("remove the folder", path, e)),
+            (Existing::Refuse, _) => Err(conflict(format!("`{path}` is there already"))
+                .hint("repeat with --existing merge or --existing replace")),
+            (Existing::Replace, FileType::Directory) => {
+                remove_all(folder, name).map_err(|e| self.failed("remove the folder", path, e))
+            }
             (Existing::Merge, FileType::Directory) => {
-                rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR).map_err(|e| self.failed("put a file in the place of the folder", path, e))
+                rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)
+                    .map_err(|e| self.failed("put a file in the place of the folder", path, e))
             }
             // A rename replaces it in one step.
             _ => Ok(()),
@@ -165,13 +211,20 @@ impl Tree {
     }
 
     fn mode(&self, meta: &Meta) -> Mode {
-        let mask = if self.options.keep_setuid { 0o7777 } else { 0o1777 };
+        let mask = if self.options.keep_setuid {
+            0o7777
+        } else {
+            0o1777
+        };
         Mode::from_raw_mode(meta.mode & mask)
     }
 
     /// A second name for the first written member of an inode whose members lie in different units; false when there is none.
     pub fn link_to_inode(&mut self, path: &MemberPath, meta: &Meta) -> Result<bool> {
-        match meta.inode_group.and_then(|group| self.inodes.get(&group).cloned()) {
+        match meta
+            .inode_group
+            .and_then(|group| self.inodes.get(&group).cloned())
+        {
             Some(first) => self.hard_link(path, &first).map(|()| true),
             None => Ok(false),
         }
@@ -180,16 +233,27 @@ impl Tree {
     /// A second name for a file beneath the same folder.
     pub fn hard_link(&mut self, path: &MemberPath, target: &MemberPath) -> Result<()> {
         let (target_folder, target_name) = self.parent(target)?;
-        let there = rustix::fs::statat(&*target_folder, &*target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| self.failed("link to", target, e))?;
+        let there = rustix::fs::statat(&*target_folder, &*target_name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.failed("link to", target, e))?;
         if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
-            return Err(Error::corrupt(format!("the hard link `{path}` leads to `{target}`, which is no file")));
+            return Err(Error::corrupt(format!(
+                "the hard link `{path}` leads to `{target}`, which is no file"
+            )));
         }
         let (folder, name) = self.parent(path)?;
         self.make_room(&folder, &name, path)?;
         self.temporary += 1;
         let temporary = format!("{TEMPORARY_PREFIX}{}-{}", self.id, self.temporary);
-        rustix::fs::linkat(&*target_folder, &*target_name, &*folder, &*temporary, AtFlags::empty()).map_err(|e| self.failed("link", path, e))?;
-        rustix::fs::renameat(&*folder, &*temporary, &*folder, &*name).map_err(|e| self.failed("name", path, e))?;
+        rustix::fs::linkat(
+            &*target_folder,
+            &*target_name,
+            &*folder,
+            &*temporary,
+            AtFlags::empty(),
+        )
+        .map_err(|e| self.failed("link", path, e))?;
+        rustix::fs::renameat(&*folder, &*temporary, &*folder, &*name)
+            .map_err(|e| self.failed("name", path, e))?;
         // Renaming one name of a file over another does nothing, and leaves the first.
         let _ = rustix::fs::unlinkat(&*folder, &*temporary, AtFlags::empty());
         Ok(())
@@ -198,29 +262,50 @@ impl Tree {
     /// A symbolic link. Written after all files, never followed; one that leads out is refused unless allowed.
     pub fn symbolic_link(&mut self, path: &MemberPath, target: &[u8], meta: &Meta) -> Result<()> {
         if !self.options.outward_links && leads_out(path, target) {
-            return Err(conflict(format!("the symbolic link `{path}` leads out to `{}`", escape(target))).hint("repeat with --outward-links to have it"));
+            return Err(conflict(format!(
+                "the symbolic link `{path}` leads out to `{}`",
+                escape(target)
+            ))
+            .hint("repeat with --outward-links to have it"));
         }
         let (folder, name) = self.parent(path)?;
         self.make_room(&folder, &name, path)?;
         self.temporary += 1;
         let temporary = format!("{TEMPORARY_PREFIX}{}-{}", self.id, self.temporary);
-        rustix::fs::symlinkat(target, &*folder, &*temporary).map_err(|e| self.failed("link", path, e))?;
+        rustix::fs::symlinkat(target, &*folder, &*temporary)
+            .map_err(|e| self.failed("link", path, e))?;
         if self.options.owners {
-            rustix::fs::chownat(&*folder, &*temporary, Some(owner(meta.uid)), Some(group(meta.gid)), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|e| self.failed("give its owner to", path, e))?;
+            rustix::fs::chownat(
+                &*folder,
+                &*temporary,
+                Some(owner(meta.uid)),
+                Some(group(meta.gid)),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .map_err(|e| self.failed("give its owner to", path, e))?;
         }
-        rustix::fs::utimensat(&*folder, &*temporary, &times(meta), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| self.failed("give its time to", path, e))?;
-        rustix::fs::renameat(&*folder, &*temporary, &*folder, &*name).map_err(|e| self.failed("name", path, e))
+        rustix::fs::utimensat(
+            &*folder,
+            &*temporary,
+            &times(meta),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|e| self.failed("give its time to", path, e))?;
+        rustix::fs::renameat(&*folder, &*temporary, &*folder, &*name)
+            .map_err(|e| self.failed("name", path, e))
     }
 
     /// A folder's owner, mode and time; made where it is missing. Comes after everything inside it.
     pub fn folder_meta(&mut self, path: &MemberPath, meta: &Meta) -> Result<()> {
         let handle = self.folder(path.as_bytes(), path)?;
         if self.options.owners {
-            rustix::fs::fchown(&*handle, Some(owner(meta.uid)), Some(group(meta.gid))).map_err(|e| self.failed("give its owner to", path, e))?;
+            rustix::fs::fchown(&*handle, Some(owner(meta.uid)), Some(group(meta.gid)))
+                .map_err(|e| self.failed("give its owner to", path, e))?;
         }
-        rustix::fs::fchmod(&*handle, self.mode(meta)).map_err(|e| self.failed("give its mode to", path, e))?;
-        rustix::fs::futimens(&*handle, &times(meta)).map_err(|e| self.failed("give its time to", path, e))
+        rustix::fs::fchmod(&*handle, self.mode(meta))
+            .map_err(|e| self.failed("give its mode to", path, e))?;
+        rustix::fs::futimens(&*handle, &times(meta))
+            .map_err(|e| self.failed("give its time to", path, e))
     }
 
     /// Whether anything stands there, links not followed.
@@ -266,7 +351,13 @@ impl Writing {
     /// The next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|e| Error::io("write", Path::new(OsStr::from_bytes(self.path.as_bytes())), e))
+        self.file.write_all(bytes).map_err(|e| {
+            Error::io(
+                "write",
+                Path::new(OsStr::from_bytes(self.path.as_bytes())),
+                e,
+            )
+        })
     }
 
     /// Leaves nothing.
@@ -285,8 +376,14 @@ fn group(gid: u64) -> rustix::fs::Gid {
 }
 
 fn times(meta: &Meta) -> Timestamps {
-    let time = Timespec { tv_sec: meta.mtime.0, tv_nsec: i64::from(meta.mtime.1) };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: meta.mtime.0,
+        tv_nsec: i64::from(meta.mtime.1),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Whether a link's text, read from where the link stands, leaves the folder.

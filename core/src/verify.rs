@@ -1,7 +1,7 @@
 //! Reading an archive to its end: every stored byte, every block decoded, every count compared.
 
-use crate::archive::reader::WholeFile;
 use crate::archive::read_at::ReadAt;
+use crate::archive::reader::WholeFile;
 use crate::archive::tail::{Line, Opened};
 use crate::archive::tar;
 use crate::archive::writer::hex;
@@ -59,7 +59,15 @@ pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>) -> Result<Verifie
     compare_counts(&opened, &found).await?;
     let members = found.values().map(|count| count.0).sum();
     let manifest = &opened.manifest;
-    Ok(Verified { id: manifest.id.clone(), complete: manifest.complete, bytes: opened.stored_bytes(), sha256, blocks, members, warnings })
+    Ok(Verified {
+        id: manifest.id.clone(),
+        complete: manifest.complete,
+        bytes: opened.stored_bytes(),
+        sha256,
+        blocks,
+        members,
+        warnings,
+    })
 }
 
 async fn whole_sum(opened: &Opened) -> Result<String> {
@@ -76,14 +84,20 @@ async fn whole_sum(opened: &Opened) -> Result<String> {
 /// A sum file counts only for the archive with its id; any other is reported, never called corruption.
 fn compare_sums(sums: &str, sha256: &str, id: &str, warnings: &mut Vec<String>) -> Result<()> {
     let mut lines = sums.lines();
-    let of = lines.next().and_then(|line| line.strip_prefix("# id ")).and_then(|rest| rest.split(' ').next());
+    let of = lines
+        .next()
+        .and_then(|line| line.strip_prefix("# id "))
+        .and_then(|rest| rest.split(' ').next());
     if of != Some(id) {
-        warnings.push("the sum file beside the archive belongs to another one and was ignored".into());
+        warnings
+            .push("the sum file beside the archive belongs to another one and was ignored".into());
         return Ok(());
     }
     match lines.next().and_then(|line| line.split(' ').next()) {
         Some(sum) if sum == sha256 => Ok(()),
-        _ => Err(Error::corrupt("the SHA-256 of the file is not that of its sum file")),
+        _ => Err(Error::corrupt(
+            "the SHA-256 of the file is not that of its sum file",
+        )),
     }
 }
 
@@ -103,7 +117,9 @@ async fn compare_counts(opened: &Opened, found: &BTreeMap<String, Count>) -> Res
         let (members, bytes, rows) = said.remove(&instance.name).unwrap_or_default();
         let totals = &instance.totals;
         let found = found.get(&instance.name).copied().unwrap_or_default();
-        if (members, bytes, rows) != (totals.members, totals.bytes, totals.rows) || found != (members, bytes) {
+        if (members, bytes, rows) != (totals.members, totals.bytes, totals.rows)
+            || found != (members, bytes)
+        {
             return Err(Error::corrupt(format!(
                 "`{}`: the manifest speaks of {} members and {} bytes, its units of {members} and {bytes}, the archive holds {} and {}",
                 instance.name, totals.members, totals.bytes, found.0, found.1
@@ -112,7 +128,9 @@ async fn compare_counts(opened: &Opened, found: &BTreeMap<String, Count>) -> Res
     }
     match said.keys().next() {
         None => Ok(()),
-        Some(name) => Err(Error::corrupt(format!("the index speaks of `{name}`, which the manifest does not know"))),
+        Some(name) => Err(Error::corrupt(format!(
+            "the index speaks of `{name}`, which the manifest does not know"
+        ))),
     }
 }
 
@@ -133,6 +151,10 @@ impl Cutter {
     }
 
     fn finish(&self) -> Result<()> {
-        if self.owed == 0 { Ok(()) } else { Err(Error::corrupt("the last member ends early")) }
+        if self.owed == 0 {
+            Ok(())
+        } else {
+            Err(Error::corrupt("the last member ends early"))
+        }
     }
 }

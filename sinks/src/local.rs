@@ -9,7 +9,10 @@ use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::name::{ArchiveName, compact};
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
-use bk_core::sink::{Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was};
+use bk_core::sink::{
+    Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload,
+    Was,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -75,7 +78,15 @@ pub enum Step {
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 7] = [Self::CreatePart, Self::Write, Self::SyncPart, Self::WriteSums, Self::ClaimName, Self::NameSums, Self::SyncFolder];
+    pub const ALL: [Self; 7] = [
+        Self::CreatePart,
+        Self::Write,
+        Self::SyncPart,
+        Self::WriteSums,
+        Self::ClaimName,
+        Self::NameSums,
+        Self::SyncFolder,
+    ];
 }
 
 /// Called before each step; an error stands for the step's own failure.
@@ -91,7 +102,10 @@ pub struct Local {
 impl Local {
     /// Archives lie in `folder`.
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, hook: Arc::new(|_| Ok(())) }
+        Self {
+            folder,
+            hook: Arc::new(|_| Ok(())),
+        }
     }
 
     /// The same with a hook before each step, for tests by fault.
@@ -105,17 +119,29 @@ impl Local {
     }
 
     fn path_of(&self, name: &str) -> Result<PathBuf> {
-        let plain = !name.is_empty() && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-        if plain { Ok(self.folder.join(name)) } else { Err(bug(format!("`{name}` is no name in a folder"))) }
+        let plain = !name.is_empty()
+            && name
+                .split('/')
+                .all(|part| !part.is_empty() && part != "." && part != "..");
+        if plain {
+            Ok(self.folder.join(name))
+        } else {
+            Err(bug(format!("`{name}` is no name in a folder")))
+        }
     }
 
     fn ensure_folder(&self) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| Error::io("make the folder", &self.folder, e))
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .map_err(|e| Error::io("make the folder", &self.folder, e))
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        let stat = rustix::fs::statvfs(&self.folder).map_err(|e| Error::io("look at", &self.folder, e.into()))?;
+        let stat = rustix::fs::statvfs(&self.folder)
+            .map_err(|e| Error::io("look at", &self.folder, e.into()))?;
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
@@ -126,8 +152,12 @@ impl Local {
             if !entry.file_name().to_string_lossy().starts_with(&prefix) {
                 continue;
             }
-            let Ok(file) = File::open(entry.path()) else { continue };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && std::fs::remove_file(entry.path()).is_ok() {
+            let Ok(file) = File::open(entry.path()) else {
+                continue;
+            };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && std::fs::remove_file(entry.path()).is_ok()
+            {
                 tracing::info!(part = %entry.path().display(), "removed a part whose writer is gone");
             }
         }
@@ -137,13 +167,20 @@ impl Local {
     fn stored(&self, name: &str) -> Result<Stored> {
         let path = self.path_of(name)?;
         let meta = std::fs::metadata(&path).map_err(|e| Error::io("look at", &path, e))?;
-        let modified = Timestamp::new(meta.mtime(), meta.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH);
+        let modified =
+            Timestamp::new(meta.mtime(), meta.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH);
         Ok(Stored {
             name: name.to_owned(),
             version: String::new(),
             bytes: meta.len(),
             modified,
-            etag: format!("{}-{}-{}.{:09}", meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+            etag: format!(
+                "{}-{}-{}.{:09}",
+                meta.ino(),
+                meta.len(),
+                meta.mtime(),
+                meta.mtime_nsec()
+            ),
         })
     }
 
@@ -153,33 +190,54 @@ impl Local {
         let free = self.free_bytes()?;
         let wanted = hint.previous_bytes.unwrap_or(0) + RESERVE_BYTES;
         if free < wanted {
-            return Err(no_space(&self.folder, free).hint(format!("make room for {wanted} bytes, as much as the newest archive has")));
+            return Err(no_space(&self.folder, free).hint(format!(
+                "make room for {wanted} bytes, as much as the newest archive has"
+            )));
         }
         self.step(Step::CreatePart)?;
-        let part = Part::create(&self.folder, &format!("{PART_PREFIX}{site}.{}", compact(name.start)))?;
-        Ok(LocalUpload { local: self.clone(), part: Some(part), written: 0, looked: 0 })
+        let part = Part::create(
+            &self.folder,
+            &format!("{PART_PREFIX}{site}.{}", compact(name.start)),
+        )?;
+        Ok(LocalUpload {
+            local: self.clone(),
+            part: Some(part),
+            written: 0,
+            looked: 0,
+        })
     }
 }
 
 fn no_space(folder: &Path, free: u64) -> Error {
-    Error::new(ErrorKind::NoSpace, format!("`{}` has only {free} bytes left", folder.display()))
+    Error::new(
+        ErrorKind::NoSpace,
+        format!("`{}` has only {free} bytes left", folder.display()),
+    )
 }
 
 fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>> {
     match std::fs::read_dir(folder) {
-        Ok(entries) => entries.collect::<std::io::Result<_>>().map_err(|e| Error::io("list", folder, e)),
+        Ok(entries) => entries
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| Error::io("list", folder, e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(Error::io("list", folder, e)),
     }
 }
 
 fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync the folder", folder, e))
+    File::open(folder)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::io("sync the folder", folder, e))
 }
 
 /// Runs file work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(bug(format!("file work ended: {e}"))))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(bug(format!("file work ended: {e}"))))
 }
 
 /// A locked temporary file that goes with its owner.
@@ -193,9 +251,15 @@ impl Part {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         for _ in 0..100 {
             let mut chance = DefaultHasher::new();
-            (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed), std::time::Instant::now()).hash(&mut chance);
+            (
+                std::process::id(),
+                COUNT.fetch_add(1, Ordering::Relaxed),
+                std::time::Instant::now(),
+            )
+                .hash(&mut chance);
             let path = folder.join(format!("{prefix}.{:016x}", chance.finish()));
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file: File = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => file.into(),
                 Err(Errno::EXIST) => continue,
@@ -208,7 +272,10 @@ impl Part {
                 return Ok(Self { path, file });
             }
         }
-        Err(Error::new(ErrorKind::Locked, format!("could not make a part in `{}`", folder.display())))
+        Err(Error::new(
+            ErrorKind::Locked,
+            format!("could not make a part in `{}`", folder.display()),
+        ))
     }
 }
 
@@ -237,17 +304,27 @@ impl LocalUpload {
                 return Err(no_space(&self.local.folder, free));
             }
         }
-        let part = self.part.as_mut().ok_or_else(|| bug("an upload was used after its end"))?;
-        part.file.write_all(chunk).map_err(|e| Error::io("write to", &self.local.folder, e))?;
+        let part = self
+            .part
+            .as_mut()
+            .ok_or_else(|| bug("an upload was used after its end"))?;
+        part.file
+            .write_all(chunk)
+            .map_err(|e| Error::io("write to", &self.local.folder, e))?;
         self.written += chunk.len() as u64;
         Ok(())
     }
 
     fn publish_now(mut self, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
-        let part = self.part.take().ok_or_else(|| bug("an upload was published twice"))?;
+        let part = self
+            .part
+            .take()
+            .ok_or_else(|| bug("an upload was published twice"))?;
         let local = &self.local;
         local.step(Step::SyncPart)?;
-        part.file.sync_all().map_err(|e| Error::io("sync", &part.path, e))?;
+        part.file
+            .sync_all()
+            .map_err(|e| Error::io("sync", &part.path, e))?;
         for candidate in name.candidates(seal.complete) {
             let target = local.path_of(&candidate)?;
             if target.symlink_metadata().is_ok() {
@@ -261,7 +338,8 @@ impl LocalUpload {
             }
             local.step(Step::NameSums)?;
             let sums_path = local.path_of(&format!("{candidate}.sha256"))?;
-            std::fs::rename(&sums.path, &sums_path).map_err(|e| Error::io("name", &sums_path, e))?;
+            std::fs::rename(&sums.path, &sums_path)
+                .map_err(|e| Error::io("name", &sums_path, e))?;
             local.step(Step::SyncFolder)?;
             sync_folder(&local.folder)?;
             return local.stored(&candidate);
@@ -272,7 +350,10 @@ impl LocalUpload {
 
 fn write_sums(folder: &Path, site: &str, text: &str) -> Result<Part> {
     let mut part = Part::create(folder, &format!("{PART_PREFIX}{site}.sums"))?;
-    part.file.write_all(text.as_bytes()).and_then(|()| part.file.sync_all()).map_err(|e| Error::io("write", &part.path, e))?;
+    part.file
+        .write_all(text.as_bytes())
+        .and_then(|()| part.file.sync_all())
+        .map_err(|e| Error::io("write", &part.path, e))?;
     Ok(part)
 }
 
@@ -281,11 +362,13 @@ fn claim(part: &Path, target: &Path) -> Result<bool> {
     match rustix::fs::renameat_with(CWD, part, CWD, target, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match rustix::fs::linkat(CWD, part, CWD, target, AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Ok(false),
-            Err(error) => Err(Error::io("name", target, error.into())),
-        },
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match rustix::fs::linkat(CWD, part, CWD, target, AtFlags::empty()) {
+                Ok(()) => Ok(true),
+                Err(Errno::EXIST) => Ok(false),
+                Err(error) => Err(Error::io("name", target, error.into())),
+            }
+        }
         Err(error) => Err(Error::io("name", target, error.into())),
     }
 }
@@ -293,7 +376,12 @@ fn claim(part: &Path, target: &Path) -> Result<bool> {
 #[async_trait]
 impl Upload for LocalUpload {
     async fn write(&mut self, chunk: Bytes) -> Result<()> {
-        let mut this = Self { local: self.local.clone(), part: self.part.take(), written: self.written, looked: self.looked };
+        let mut this = Self {
+            local: self.local.clone(),
+            part: self.part.take(),
+            written: self.written,
+            looked: self.looked,
+        };
         let (this, written) = blocking(move || {
             let written = this.write_now(&chunk);
             Ok((this, written))
@@ -320,7 +408,13 @@ impl Upload for LocalUpload {
 #[async_trait]
 impl Sink for Local {
     fn abilities(&self) -> Abilities {
-        Abilities { ranges: true, rename: true, place: true, exclusive_create: true, ..Abilities::default() }
+        Abilities {
+            ranges: true,
+            rename: true,
+            place: true,
+            exclusive_create: true,
+            ..Abilities::default()
+        }
     }
 
     async fn check(&self, _cx: &Context) -> Result<Health> {
@@ -328,19 +422,34 @@ impl Sink for Local {
         blocking(move || {
             this.ensure_folder()?;
             if rustix::fs::access(&this.folder, rustix::fs::Access::WRITE_OK).is_err() {
-                return Err(Error::new(ErrorKind::Denied, format!("`{}` is not writable", this.folder.display())));
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    format!("`{}` is not writable", this.folder.display()),
+                ));
             }
             let free = this.free_bytes()?;
             if free < RESERVE_BYTES {
                 return Err(no_space(&this.folder, free));
             }
-            let path = this.folder.canonicalize().map_err(|e| Error::io("look at", &this.folder, e))?;
-            Ok(Health { identity: path.display().to_string(), describe: path.display().to_string(), warnings: Vec::new() })
+            let path = this
+                .folder
+                .canonicalize()
+                .map_err(|e| Error::io("look at", &this.folder, e))?;
+            Ok(Health {
+                identity: path.display().to_string(),
+                describe: path.display().to_string(),
+                warnings: Vec::new(),
+            })
         })
         .await
     }
 
-    async fn create(&self, cx: &Context, name: &ArchiveName, hint: SizeHint) -> Result<Box<dyn Upload>> {
+    async fn create(
+        &self,
+        cx: &Context,
+        name: &ArchiveName,
+        hint: SizeHint,
+    ) -> Result<Box<dyn Upload>> {
         let (this, site, name) = (self.clone(), cx.site.clone(), name.clone());
         let upload = blocking(move || this.create_now(&site, &name, hint)).await?;
         Ok(Box::new(upload))
@@ -351,8 +460,13 @@ impl Sink for Local {
         blocking(move || {
             let mut found = Vec::new();
             for entry in read_folder(&this.folder)? {
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                if !name.starts_with(&prefix) || !looks_like_an_archive(&name) || !entry.path().is_file() {
+                let Ok(name) = entry.file_name().into_string() else {
+                    continue;
+                };
+                if !name.starts_with(&prefix)
+                    || !looks_like_an_archive(&name)
+                    || !entry.path().is_file()
+                {
                     continue;
                 }
                 match this.stored(&name) {
@@ -370,7 +484,9 @@ impl Sink for Local {
     async fn read(&self, _cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
         let path = self.path_of(&which.name)?;
         let open = path.clone();
-        let file = Arc::new(blocking(move || File::open(&open).map_err(|e| Error::io("open", &open, e))).await?);
+        let file = Arc::new(
+            blocking(move || File::open(&open).map_err(|e| Error::io("open", &open, e))).await?,
+        );
         let chunks = futures::stream::unfold(range, move |rest| {
             let (file, path) = (file.clone(), path.clone());
             async move {
@@ -403,13 +519,18 @@ impl Sink for Local {
         blocking(move || {
             let now = this.stored(&which.name)?;
             if now.etag != which.etag {
-                return Err(Error::new(ErrorKind::Conflict, format!("`{}` is another file than was listed", which.name)));
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("`{}` is another file than was listed", which.name),
+                ));
             }
             let path = this.path_of(&which.name)?;
             std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
             let sums = this.path_of(&format!("{}.sha256", which.name))?;
             match std::fs::remove_file(&sums) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &sums, e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::io("remove", &sums, e))
+                }
                 _ => sync_folder(&this.folder),
             }
         })
@@ -420,15 +541,26 @@ impl Sink for Local {
         let (this, which, to, site) = (self.clone(), which.clone(), to.clone(), cx.site.clone());
         blocking(move || {
             let from = this.path_of(&which.name)?;
-            let sums = std::fs::read_to_string(this.path_of(&format!("{}.sha256", which.name))?).ok();
+            let sums =
+                std::fs::read_to_string(this.path_of(&format!("{}.sha256", which.name))?).ok();
             for candidate in to.candidates(true) {
-                match rustix::fs::linkat(CWD, &from, CWD, &this.path_of(&candidate)?, AtFlags::empty()) {
+                match rustix::fs::linkat(
+                    CWD,
+                    &from,
+                    CWD,
+                    &this.path_of(&candidate)?,
+                    AtFlags::empty(),
+                ) {
                     Ok(()) => {}
                     Err(Errno::EXIST) => continue,
                     Err(error) => return Err(Error::io("link", &from, error.into())),
                 }
                 if let Some(text) = &sums {
-                    let part = write_sums(&this.folder, &site, &text.replace(&format!("  {}\n", which.name), &format!("  {candidate}\n")))?;
+                    let part = write_sums(
+                        &this.folder,
+                        &site,
+                        &text.replace(&format!("  {}\n", which.name), &format!("  {candidate}\n")),
+                    )?;
                     let path = this.path_of(&format!("{candidate}.sha256"))?;
                     std::fs::rename(&part.path, &path).map_err(|e| Error::io("name", &path, e))?;
                 }
@@ -452,7 +584,11 @@ impl Sink for Local {
 }
 
 fn looks_like_an_archive(name: &str) -> bool {
-    !name.starts_with('.') && !name.ends_with(".sha256") && [".tar", ".tgz", ".txz"].iter().any(|word| name.contains(word))
+    !name.starts_with('.')
+        && !name.ends_with(".sha256")
+        && [".tar", ".tgz", ".txz"]
+            .iter()
+            .any(|word| name.contains(word))
 }
 
 fn read_chunk(file: &File, path: &Path, at: u64, len: u64) -> Result<Bytes> {
@@ -484,7 +620,10 @@ fn etag(body: &[u8]) -> String {
 
 fn read_note(path: &Path) -> Result<Option<Note>> {
     match std::fs::read(path) {
-        Ok(body) => Ok(Some(Note { etag: etag(&body), body: body.into() })),
+        Ok(body) => Ok(Some(Note {
+            etag: etag(&body),
+            body: body.into(),
+        })),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("read", path, e)),
     }
@@ -493,11 +632,30 @@ fn read_note(path: &Path) -> Result<Option<Note>> {
 /// Compares and writes under a lock, so that two hosts' changes of one note never meet unseen.
 fn set_note(path: &Path, body: &[u8], was: &Was) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    let folder = path.parent().ok_or_else(|| bug("a note without a folder"))?;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| Error::io("make the folder", folder, e))?;
+    let folder = path
+        .parent()
+        .ok_or_else(|| bug("a note without a folder"))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|e| Error::io("make the folder", folder, e))?;
     let lock_path = folder.join(".lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| Error::io("open", &lock_path, e))?;
-    flock(&lock, FlockOperation::LockExclusive).or_else(|e| if e == Errno::NOTSUP || e == Errno::NOLCK { Ok(()) } else { Err(e) }).map_err(|e| Error::io("lock", &lock_path, e.into()))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|e| Error::io("open", &lock_path, e))?;
+    flock(&lock, FlockOperation::LockExclusive)
+        .or_else(|e| {
+            if e == Errno::NOTSUP || e == Errno::NOLCK {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        })
+        .map_err(|e| Error::io("lock", &lock_path, e.into()))?;
     let now = read_note(path)?;
     let agrees = match (was, &now) {
         (Was::Any, _) | (Was::Absent, None) => true,
@@ -505,10 +663,16 @@ fn set_note(path: &Path, body: &[u8], was: &Was) -> Result<()> {
         _ => false,
     };
     if !agrees {
-        return Err(Error::new(ErrorKind::Conflict, format!("the note `{}` was changed by another run", path.display())));
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("the note `{}` was changed by another run", path.display()),
+        ));
     }
     let mut part = Part::create(folder, ".note")?;
-    part.file.write_all(body).and_then(|()| part.file.sync_all()).map_err(|e| Error::io("write", &part.path, e))?;
+    part.file
+        .write_all(body)
+        .and_then(|()| part.file.sync_all())
+        .map_err(|e| Error::io("write", &part.path, e))?;
     std::fs::rename(&part.path, path).map_err(|e| Error::io("name", path, e))?;
     sync_folder(folder)
 }

@@ -6,7 +6,10 @@ use bk_core::context::Context;
 use bk_core::error::Result;
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
-use bk_core::source::{Facts, Health, Input, Output, PointInTime, RestoreOptions, Snapshot, SnapshotOptions, Source, Stage, Tally};
+use bk_core::source::{
+    Facts, Health, Input, Output, PointInTime, RestoreOptions, Snapshot, SnapshotOptions, Source,
+    Stage, Tally,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -50,8 +53,18 @@ impl Caddy {
         let parsed: CaddySettings = settings.parse()?;
         let mut exclude = parsed.exclude.unwrap_or_default();
         exclude.push("/locks".into());
-        let files = Files::new(settings, FilesSettings { path: parsed.path.clone(), include: None, exclude: Some(exclude) })?;
-        Ok(Self { files, path: settings.path(&parsed.path) })
+        let files = Files::new(
+            settings,
+            FilesSettings {
+                path: parsed.path.clone(),
+                include: None,
+                exclude: Some(exclude),
+            },
+        )?;
+        Ok(Self {
+            files,
+            path: settings.path(&parsed.path),
+        })
     }
 }
 
@@ -61,14 +74,25 @@ impl Source for Caddy {
         let mut health = self.files.check(cx).await?;
         if self.path.is_dir() && !CADDYS_OWN.iter().any(|name| self.path.join(name).is_dir()) {
             let nested = self.path.join("caddy").is_dir();
-            let hint = if nested { "; did you mean its folder `caddy`?" } else { "" };
-            health.warnings.push(format!("`{}` has none of {}: it does not look like Caddy's data folder{hint}", self.path.display(), CADDYS_OWN.join(", ")));
+            let hint = if nested {
+                "; did you mean its folder `caddy`?"
+            } else {
+                ""
+            };
+            health.warnings.push(format!(
+                "`{}` has none of {}: it does not look like Caddy's data folder{hint}",
+                self.path.display(),
+                CADDYS_OWN.join(", ")
+            ));
         }
         Ok(health)
     }
 
     async fn snapshot(&self, cx: &Context, how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(CaddySnapshot { files: self.files.snapshot(cx, how).await?, path: self.path.clone() }))
+        Ok(Box::new(CaddySnapshot {
+            files: self.files.snapshot(cx, how).await?,
+            path: self.path.clone(),
+        }))
     }
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
@@ -99,11 +123,20 @@ impl Snapshot for CaddySnapshot {
     async fn close(self: Box<Self>, cx: &Context) -> Result<Facts> {
         let mut facts = self.files.close(cx).await?;
         let path = self.path;
-        let (certificates, unread) = tokio::task::spawn_blocking(move || certificates(&path)).await.map_err(|e| bk_core::error::bug(e.to_string()))?;
+        let (certificates, unread) = tokio::task::spawn_blocking(move || certificates(&path))
+            .await
+            .map_err(|e| bk_core::error::bug(e.to_string()))?;
         facts.warnings.extend(unread);
-        facts.notes = certificates.iter().take(CERTIFICATES_LISTED).map(Certificate::line).collect();
+        facts.notes = certificates
+            .iter()
+            .take(CERTIFICATES_LISTED)
+            .map(Certificate::line)
+            .collect();
         if certificates.len() > CERTIFICATES_LISTED {
-            facts.notes.push(format!("and {} certificates more", certificates.len() - CERTIFICATES_LISTED));
+            facts.notes.push(format!(
+                "and {} certificates more",
+                certificates.len() - CERTIFICATES_LISTED
+            ));
         }
         let listed: Vec<_> = certificates.into_iter().take(CERTIFICATES_LISTED).collect();
         facts.more = serde_json::json!({ "certificates": listed });
@@ -121,7 +154,11 @@ struct Certificate {
 
 impl Certificate {
     fn line(&self) -> String {
-        format!("certificate {}, expires {}", self.names.join(", "), self.expires.strftime("%Y-%m-%d"))
+        format!(
+            "certificate {}, expires {}",
+            self.names.join(", "),
+            self.expires.strftime("%Y-%m-%d")
+        )
     }
 }
 
@@ -132,10 +169,16 @@ fn certificates(folder: &Path) -> (Vec<Certificate>, Vec<String>) {
     files.sort();
     let (mut found, mut unread) = (Vec::new(), Vec::new());
     for file in files {
-        let shown = file.strip_prefix(folder).unwrap_or(&file).display().to_string();
+        let shown = file
+            .strip_prefix(folder)
+            .unwrap_or(&file)
+            .display()
+            .to_string();
         match read_certificate(&file, &shown) {
             Some(certificate) => found.push(certificate),
-            None if unread.len() < 10 => unread.push(format!("`{shown}` is no certificate that can be read; it is backed up as it is")),
+            None if unread.len() < 10 => unread.push(format!(
+                "`{shown}` is no certificate that can be read; it is backed up as it is"
+            )),
             None => {}
         }
     }
@@ -143,12 +186,16 @@ fn certificates(folder: &Path) -> (Vec<Certificate>, Vec<String>) {
 }
 
 fn find_crt(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && depth > 0 => find_crt(&path, depth - 1, found),
-            Ok(kind) if kind.is_file() && path.extension().is_some_and(|e| e == "crt") => found.push(path),
+            Ok(kind) if kind.is_file() && path.extension().is_some_and(|e| e == "crt") => {
+                found.push(path)
+            }
             _ => {}
         }
     }
@@ -169,8 +216,13 @@ fn read_certificate(file: &Path, shown: &str) -> Option<Certificate> {
             }
         }
     }
-    let expires = jiff::Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
-    Some(Certificate { file: shown.to_owned(), names, expires })
+    let expires =
+        jiff::Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+    Some(Certificate {
+        file: shown.to_owned(),
+        names,
+        expires,
+    })
 }
 
 fn address(bytes: &[u8]) -> Option<String> {

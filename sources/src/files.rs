@@ -45,7 +45,9 @@ pub fn plugin() -> Plugin<dyn Source> {
         name: "files".into(),
         about: "any folder: files, links, modes, owners, times".into(),
         schema: Arc::new(|| schemars::schema_for!(FilesSettings)),
-        build: Arc::new(|settings: Settings| Ok(Arc::new(Files::new(&settings, settings.parse()?)?))),
+        build: Arc::new(|settings: Settings| {
+            Ok(Arc::new(Files::new(&settings, settings.parse()?)?))
+        }),
     }
 }
 
@@ -81,12 +83,24 @@ impl Filter {
         let compile = |globs: &[String]| {
             let mut set = GlobSetBuilder::new();
             for glob in globs {
-                let anywhere = if glob.contains('/') { glob.trim_start_matches('/').to_owned() } else { format!("**/{glob}") };
-                set.add(GlobBuilder::new(anywhere.trim_end_matches('/')).literal_separator(true).build()?);
+                let anywhere = if glob.contains('/') {
+                    glob.trim_start_matches('/').to_owned()
+                } else {
+                    format!("**/{glob}")
+                };
+                set.add(
+                    GlobBuilder::new(anywhere.trim_end_matches('/'))
+                        .literal_separator(true)
+                        .build()?,
+                );
             }
             set.build()
         };
-        Ok(Self { include: words.include.as_deref().map(compile).transpose()?, exclude: compile(&words.exclude)?, words })
+        Ok(Self {
+            include: words.include.as_deref().map(compile).transpose()?,
+            exclude: compile(&words.exclude)?,
+            words,
+        })
     }
 
     /// As it was written.
@@ -96,12 +110,18 @@ impl Filter {
 
     /// Whether the path, or a folder above it, is left out.
     pub fn leaves_out(&self, path: &Path) -> bool {
-        !self.exclude.is_empty() && path.ancestors().any(|part| !part.as_os_str().is_empty() && self.exclude.is_match(part))
+        !self.exclude.is_empty()
+            && path
+                .ancestors()
+                .any(|part| !part.as_os_str().is_empty() && self.exclude.is_match(part))
     }
 
     /// Whether a file is taken, given that no folder above it is left out.
     pub fn takes_file(&self, path: &Path) -> bool {
-        let included = self.include.as_ref().is_none_or(|set| path.ancestors().any(|part| set.is_match(part)));
+        let included = self
+            .include
+            .as_ref()
+            .is_none_or(|set| path.ancestors().any(|part| set.is_match(part)));
         included && !self.exclude.is_match(path)
     }
 
@@ -114,14 +134,31 @@ impl Filter {
 impl Files {
     /// From settings: the globs are compiled, nothing is read.
     pub fn new(settings: &Settings, parsed: FilesSettings) -> Result<Self> {
-        let words = FilterWords { include: parsed.include, exclude: parsed.exclude.unwrap_or_default() };
-        for (key, list) in [("include", words.include.as_deref().unwrap_or_default()), ("exclude", &words.exclude)] {
-            if let Some(error) = list.iter().find_map(|glob| GlobBuilder::new(glob).build().err()) {
-                return Err(settings.fault(key, format!("`{key}`: {error}"), Some("a glob is like *.log, cache/** or tmp")));
+        let words = FilterWords {
+            include: parsed.include,
+            exclude: parsed.exclude.unwrap_or_default(),
+        };
+        for (key, list) in [
+            ("include", words.include.as_deref().unwrap_or_default()),
+            ("exclude", &words.exclude),
+        ] {
+            if let Some(error) = list
+                .iter()
+                .find_map(|glob| GlobBuilder::new(glob).build().err())
+            {
+                return Err(settings.fault(
+                    key,
+                    format!("`{key}`: {error}"),
+                    Some("a glob is like *.log, cache/** or tmp"),
+                ));
             }
         }
-        let filter = Filter::new(words).map_err(|e| settings.fault("exclude", e.to_string(), None))?;
-        Ok(Self { path: settings.path(&parsed.path), filter })
+        let filter =
+            Filter::new(words).map_err(|e| settings.fault("exclude", e.to_string(), None))?;
+        Ok(Self {
+            path: settings.path(&parsed.path),
+            filter,
+        })
     }
 }
 
@@ -129,11 +166,16 @@ impl Files {
 impl Source for Files {
     async fn check(&self, _cx: &Context) -> Result<Health> {
         let path = self.path.clone();
-        tokio::task::spawn_blocking(move || health(&path)).await.map_err(|e| bk_core::error::bug(e.to_string()))?
+        tokio::task::spawn_blocking(move || health(&path))
+            .await
+            .map_err(|e| bk_core::error::bug(e.to_string()))?
     }
 
     async fn snapshot(&self, cx: &Context, _how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(snapshot::FilesSnapshot::new(self, cx.clock.now())?))
+        Ok(Box::new(snapshot::FilesSnapshot::new(
+            self,
+            cx.clock.now(),
+        )?))
     }
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
@@ -143,23 +185,44 @@ impl Source for Files {
 
 /// A folder that is not there yet is fine for a restore; a backup finds out at its snapshot.
 fn health(path: &Path) -> Result<Health> {
-    let describe = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string();
+    let describe = std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_path_buf())
+        .display()
+        .to_string();
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Health { identity: String::new(), describe, warnings: vec![format!("`{}` is not there", path.display())] });
+            return Ok(Health {
+                identity: String::new(),
+                describe,
+                warnings: vec![format!("`{}` is not there", path.display())],
+            });
         }
         Err(e) => return Err(Error::io("look at", path, e)),
     };
     if !meta.is_dir() {
-        return Err(Error::new(ErrorKind::Settings, format!("`{}` is no folder", path.display())).hint("set `path` to a folder"));
+        return Err(Error::new(
+            ErrorKind::Settings,
+            format!("`{}` is no folder", path.display()),
+        )
+        .hint("set `path` to a folder"));
     }
-    let canonical = path.canonicalize().map_err(|e| Error::io("look at", path, e))?;
+    let canonical = path
+        .canonicalize()
+        .map_err(|e| Error::io("look at", path, e))?;
     // A volume keeps its root's inode and birth over restarts and moves between pods; a host's name does not.
-    let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |t| t.as_nanos());
+    let born = meta
+        .created()
+        .ok()
+        .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+        .map_or(0, |t| t.as_nanos());
     let mut warnings = Vec::new();
     if let Some(mark) = mark::read(path)? {
         warnings.push(mark.describe());
     }
-    Ok(Health { identity: format!("{} inode {} born {born}", canonical.display(), meta.ino()), describe, warnings })
+    Ok(Health {
+        identity: format!("{} inode {} born {born}", canonical.display(), meta.ino()),
+        describe,
+        warnings,
+    })
 }

@@ -27,7 +27,9 @@ impl Home {
 
     /// A source `files` over `src`, a sink `local` in `out`.
     pub fn files() -> Self {
-        let home = Self::new("format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\n");
+        let home = Self::new(
+            "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\n",
+        );
         std::fs::create_dir(home.path("src")).unwrap();
         home
     }
@@ -52,7 +54,11 @@ impl Home {
     /// The program, ready to run here.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(arguments).current_dir(self.folder.path()).env_remove("BK_CONFIG").env("XDG_CONFIG_HOME", self.folder.path().join("none"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("BK_CONFIG")
+            .env("XDG_CONFIG_HOME", self.folder.path().join("none"));
         command.stdin(std::process::Stdio::null());
         command
     }
@@ -64,13 +70,20 @@ impl Home {
 
     /// Names of the archives in `out`, sorted.
     pub fn archives(&self) -> Vec<String> {
-        self.names_in("out").into_iter().filter(|name| name.contains(".tar.xz") && !name.ends_with(".sha256")).collect()
+        self.names_in("out")
+            .into_iter()
+            .filter(|name| name.contains(".tar.xz") && !name.ends_with(".sha256"))
+            .collect()
     }
 
     /// All names in a folder, sorted.
     pub fn names_in(&self, folder: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.path(folder)) else { return Vec::new() };
-        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let Ok(entries) = std::fs::read_dir(self.path(folder)) else {
+            return Vec::new();
+        };
+        let mut names: Vec<_> = entries
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -80,7 +93,10 @@ impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         use std::os::unix::process::ExitStatusExt;
         Self {
-            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            code: output
+                .status
+                .code()
+                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -91,7 +107,11 @@ impl Ran {
     /// Fails the test with everything that was said unless the code is this.
     #[track_caller]
     pub fn ended(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         self
     }
 }
@@ -108,18 +128,28 @@ pub fn program() -> PathBuf {
 pub fn built(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let path = here.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(path.exists(), "{} is not built; run tests/run, or cargo build --workspace first", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built; run tests/run, or cargo build --workspace first",
+        path.display()
+    );
     path
 }
 
 /// The folder where scripts unpack real components.
 pub fn cache() -> PathBuf {
-    std::env::var_os("BK_TEST_CACHE").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from)
+    std::env::var_os("BK_TEST_CACHE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"),
+        PathBuf::from,
+    )
 }
 
 /// A program of the host or of the cache, or nothing.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let unpacked = cache().join("root/usr/bin").join(name);
-    std::env::split_paths(&folders).map(|folder| folder.join(name)).chain([unpacked]).find(|path| path.is_file())
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(name))
+        .chain([unpacked])
+        .find(|path| path.is_file())
 }

@@ -11,7 +11,13 @@ use std::path::Path;
 /// Text of a few hundred words: it compresses as dumps do.
 pub fn text(seed: u64, len: usize) -> Vec<u8> {
     let mut random = SmallRng::seed_from_u64(seed);
-    let words: Vec<String> = (0..400).map(|_| (0..random.random_range(2..9)).map(|_| random.random_range(b'a'..=b'z') as char).collect()).collect();
+    let words: Vec<String> = (0..400)
+        .map(|_| {
+            (0..random.random_range(2..9))
+                .map(|_| random.random_range(b'a'..=b'z') as char)
+                .collect()
+        })
+        .collect();
     let mut out = Vec::with_capacity(len + 16);
     while out.len() < len {
         out.extend_from_slice(words[random.random_range(0..words.len())].as_bytes());
@@ -36,7 +42,10 @@ pub fn odd_tree(root: &Path) {
         std::fs::write(path, body).unwrap();
     };
     let deep = ["d".repeat(100), "e".repeat(100), "f".repeat(96)].join("/");
-    write(format!("long/{deep}").as_bytes(), b"three hundred characters");
+    write(
+        format!("long/{deep}").as_bytes(),
+        b"three hundred characters",
+    );
     write("кириллица/сервер/файл.txt".as_bytes(), "привет".as_bytes());
     write(b"odd/names/new\nline", b"newline");
     write(b"odd/names/back\\slash", b"backslash");
@@ -56,10 +65,19 @@ pub fn odd_tree(root: &Path) {
     std::os::unix::fs::symlink("file", root.join("links/here/symbolic")).unwrap();
     std::os::unix::fs::symlink("../here/nowhere", root.join("links/there/dangling")).unwrap();
     std::fs::create_dir_all(root.join("empty/folder")).unwrap();
-    std::fs::set_permissions(root.join("empty/folder"), std::fs::Permissions::from_mode(0o1770)).unwrap();
+    std::fs::set_permissions(
+        root.join("empty/folder"),
+        std::fs::Permissions::from_mode(0o1770),
+    )
+    .unwrap();
     std::fs::set_permissions(root.join("loose"), std::fs::Permissions::from_mode(0o640)).unwrap();
     let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
-    std::fs::File::options().write(true).open(root.join("loose")).unwrap().set_modified(time).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(root.join("loose"))
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
 }
 
 /// Everything that a restore must bring back, path by path: kind, mode, owner, time, content, which paths share an inode.
@@ -70,31 +88,73 @@ pub fn digest(root: &Path) -> BTreeMap<Vec<u8>, String> {
     out
 }
 
-fn visit(root: &Path, path: &Path, out: &mut BTreeMap<Vec<u8>, String>, inodes: &mut BTreeMap<u64, Vec<u8>>) {
+fn visit(
+    root: &Path,
+    path: &Path,
+    out: &mut BTreeMap<Vec<u8>, String>,
+    inodes: &mut BTreeMap<u64, Vec<u8>>,
+) {
     let meta = std::fs::symlink_metadata(path).unwrap();
-    let name = path.strip_prefix(root).unwrap().as_os_str().to_owned().into_vec();
+    let name = path
+        .strip_prefix(root)
+        .unwrap()
+        .as_os_str()
+        .to_owned()
+        .into_vec();
     let times = format!("{}.{:09}", meta.mtime(), meta.mtime_nsec());
     let what = if meta.is_dir() {
-        let mut entries: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut entries: Vec<_> = std::fs::read_dir(path)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         entries.sort();
-        entries.iter().for_each(|entry| visit(root, entry, out, inodes));
+        entries
+            .iter()
+            .for_each(|entry| visit(root, entry, out, inodes));
         "folder".to_owned()
     } else if meta.is_symlink() {
         format!("link to {:?}", std::fs::read_link(path).unwrap())
     } else {
-        let first = inodes.entry(meta.ino()).or_insert_with(|| name.clone()).clone();
+        let first = inodes
+            .entry(meta.ino())
+            .or_insert_with(|| name.clone())
+            .clone();
         let body = blake3::hash(&std::fs::read(path).unwrap()).to_hex();
-        format!("{} bytes {body} first {}", meta.len(), bk_core::name::escape(&first))
+        format!(
+            "{} bytes {body} first {}",
+            meta.len(),
+            bk_core::name::escape(&first)
+        )
     };
-    out.insert(name, format!("{what} mode {:o} owner {}:{} time {times}", meta.mode(), meta.uid(), meta.gid()));
+    out.insert(
+        name,
+        format!(
+            "{what} mode {:o} owner {}:{} time {times}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid()
+        ),
+    );
 }
 
 /// What differs, in few words.
-pub fn difference(expected: &BTreeMap<Vec<u8>, String>, got: &BTreeMap<Vec<u8>, String>) -> Option<String> {
+pub fn difference(
+    expected: &BTreeMap<Vec<u8>, String>,
+    got: &BTreeMap<Vec<u8>, String>,
+) -> Option<String> {
     let keys: std::collections::BTreeSet<_> = expected.keys().chain(got.keys()).collect();
-    let wrong: Vec<_> = keys.into_iter().filter(|key| expected.get(*key) != got.get(*key)).collect();
+    let wrong: Vec<_> = keys
+        .into_iter()
+        .filter(|key| expected.get(*key) != got.get(*key))
+        .collect();
     let first = wrong.first()?;
-    Some(format!("{} differ; first `{}`: expected {:?}, got {:?}", wrong.len(), String::from_utf8_lossy(first), expected.get(*first), got.get(*first)))
+    Some(format!(
+        "{} differ; first `{}`: expected {:?}, got {:?}",
+        wrong.len(),
+        String::from_utf8_lossy(first),
+        expected.get(*first),
+        got.get(*first)
+    ))
 }
 
 /// The digest as text, one path a line, without owners, which depend on who restores.
@@ -104,5 +164,9 @@ pub fn digest_text(root: &Path) -> String {
         let time = after.split_once(" time ").map_or("", |(_, time)| time);
         format!("{}: {before} time {time}\n", bk_core::name::escape(path))
     };
-    digest(root).iter().filter(|(path, _)| !path.is_empty()).map(line).collect()
+    digest(root)
+        .iter()
+        .filter(|(path, _)| !path.is_empty())
+        .map(line)
+        .collect()
 }

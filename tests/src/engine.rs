@@ -28,8 +28,18 @@ pub struct Site {
 
 impl Default for Site {
     fn default() -> Self {
-        let limits = Limits { unreachable: std::time::Duration::ZERO, ..Limits::default() };
-        Self { sources: Vec::new(), sinks: Vec::new(), archive: ArchiveSettings::default(), limits, clock: Arc::new(SystemClock), cancel: Default::default() }
+        let limits = Limits {
+            unreachable: std::time::Duration::ZERO,
+            ..Limits::default()
+        };
+        Self {
+            sources: Vec::new(),
+            sinks: Vec::new(),
+            archive: ArchiveSettings::default(),
+            limits,
+            clock: Arc::new(SystemClock),
+            cancel: Default::default(),
+        }
     }
 }
 
@@ -37,14 +47,23 @@ impl Site {
     /// With a source more.
     #[must_use]
     pub fn source(mut self, name: &str, source: impl Source + 'static) -> Self {
-        self.sources.push(SourceInstance { name: name.into(), plugin: "fake".into(), source: Arc::new(source) });
+        self.sources.push(SourceInstance {
+            name: name.into(),
+            plugin: "fake".into(),
+            source: Arc::new(source),
+        });
         self
     }
 
     /// With a sink more.
     #[must_use]
     pub fn sink(mut self, name: &str, sink: impl Sink + 'static) -> Self {
-        self.sinks.push(SinkInstance { name: name.into(), plugin: "memory".into(), policy: SinkPolicy::default(), sink: Arc::new(sink) });
+        self.sinks.push(SinkInstance {
+            name: name.into(),
+            plugin: "memory".into(),
+            policy: SinkPolicy::default(),
+            sink: Arc::new(sink),
+        });
         self
     }
 
@@ -77,14 +96,33 @@ impl Site {
     }
 
     pub fn context(&self) -> Context {
-        Context { instance: "test".into(), site: self.archive.site.as_str().into(), cancel: self.cancel.clone(), clock: self.clock.clone(), progress: Arc::new(Quiet) }
+        Context {
+            instance: "test".into(),
+            site: self.archive.site.as_str().into(),
+            cancel: self.cancel.clone(),
+            clock: self.clock.clone(),
+            progress: Arc::new(Quiet),
+        }
     }
 
     /// Runs a backup.
     pub async fn backup(&self) -> BackupReport {
         let created = self.clock.now();
-        let plan = BackupPlan { id: draw_id().unwrap(), created, name: archive_name(&self.archive, created), label: None, pin: false, not_backed_up: Vec::new() };
-        let backup = Backup { settings: &self.archive, sources: &self.sources, sinks: &self.sinks, plan, limits: self.limits.clone() };
+        let plan = BackupPlan {
+            id: draw_id().unwrap(),
+            created,
+            name: archive_name(&self.archive, created),
+            label: None,
+            pin: false,
+            not_backed_up: Vec::new(),
+        };
+        let backup = Backup {
+            settings: &self.archive,
+            sources: &self.sources,
+            sinks: &self.sinks,
+            plan,
+            limits: self.limits.clone(),
+        };
         backup.run(&self.context()).await
     }
 
@@ -115,7 +153,12 @@ impl Site {
 
 /// An archive on a sink, opened.
 pub async fn open(site: &Site, sink: &Arc<dyn Sink>, name: &str) -> bk_core::Result<Opened> {
-    let stored = sink.list(&site.context(), &Default::default()).await?.into_iter().find(|s| s.name == name).expect("the archive is listed");
+    let stored = sink
+        .list(&site.context(), &Default::default())
+        .await?
+        .into_iter()
+        .find(|s| s.name == name)
+        .expect("the archive is listed");
     let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(site.context(), sink.clone(), stored));
     Opened::open(read).await
 }

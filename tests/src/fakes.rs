@@ -5,9 +5,12 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::{ArchiveName, MemberPath};
 use bk_core::runs::{RUN_SPLIT_BYTES, Runs};
-use bk_core::sink::{Abilities, ByteStream, Filter, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was};
+use bk_core::sink::{
+    Abilities, ByteStream, Filter, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was,
+};
 use bk_core::source::{
-    Body, Counted, Existing, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Selected, Snapshot, SnapshotOptions, Source, Stage, Tally, UnitCount,
+    Body, Counted, Existing, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions,
+    Selected, Snapshot, SnapshotOptions, Source, Stage, Tally, UnitCount,
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -57,7 +60,10 @@ pub enum SinkDefect {
 impl MemorySink {
     /// With one defect.
     pub fn mutant(defect: SinkDefect) -> Self {
-        Self { defect: Some(defect), ..Self::default() }
+        Self {
+            defect: Some(defect),
+            ..Self::default()
+        }
     }
 
     /// One that always gives everything.
@@ -69,17 +75,32 @@ impl MemorySink {
 
     /// The archive of this name.
     pub fn archive(&self, name: &str) -> Option<Bytes> {
-        self.state.lock().unwrap().archives.get(name).map(|(bytes, _)| bytes.clone())
+        self.state
+            .lock()
+            .unwrap()
+            .archives
+            .get(name)
+            .map(|(bytes, _)| bytes.clone())
     }
 
     /// Names of all archives.
     pub fn names(&self) -> Vec<String> {
-        self.state.lock().unwrap().archives.keys().cloned().collect()
+        self.state
+            .lock()
+            .unwrap()
+            .archives
+            .keys()
+            .cloned()
+            .collect()
     }
 
     /// Puts bytes there, whoever made them.
     pub fn put(&self, name: &str, bytes: Bytes) {
-        self.state.lock().unwrap().archives.insert(name.to_owned(), (bytes, String::new()));
+        self.state
+            .lock()
+            .unwrap()
+            .archives
+            .insert(name.to_owned(), (bytes, String::new()));
     }
 
     fn has(&self, defect: SinkDefect) -> bool {
@@ -121,7 +142,10 @@ impl Upload for MemoryUpload {
         let complete = seal.complete || self.sink.has(SinkDefect::PartialAsWhole);
         let mut state = self.sink.state.lock().unwrap();
         let overwrite = self.sink.has(SinkDefect::OverwritesTheDay);
-        let name = name.candidates(complete).find(|n| overwrite || !state.archives.contains_key(n)).unwrap();
+        let name = name
+            .candidates(complete)
+            .find(|n| overwrite || !state.archives.contains_key(n))
+            .unwrap();
         let sums = seal.sum_file(&name);
         state.archives.insert(name.clone(), (bytes.clone(), sums));
         drop(state);
@@ -139,20 +163,41 @@ impl Upload for MemoryUpload {
 #[async_trait]
 impl Sink for MemorySink {
     fn abilities(&self) -> Abilities {
-        Abilities { ranges: !self.without_ranges, rename: true, exclusive_create: true, ..Abilities::default() }
+        Abilities {
+            ranges: !self.without_ranges,
+            rename: true,
+            exclusive_create: true,
+            ..Abilities::default()
+        }
     }
 
     async fn check(&self, _cx: &Context) -> Result<Health> {
-        Ok(Health { identity: "memory".into(), describe: "memory".into(), warnings: Vec::new() })
+        Ok(Health {
+            identity: "memory".into(),
+            describe: "memory".into(),
+            warnings: Vec::new(),
+        })
     }
 
-    async fn create(&self, _cx: &Context, _name: &ArchiveName, _hint: SizeHint) -> Result<Box<dyn Upload>> {
-        Ok(Box::new(MemoryUpload { sink: self.clone(), bytes: BytesMut::new() }))
+    async fn create(
+        &self,
+        _cx: &Context,
+        _name: &ArchiveName,
+        _hint: SizeHint,
+    ) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(MemoryUpload {
+            sink: self.clone(),
+            bytes: BytesMut::new(),
+        }))
     }
 
     async fn list(&self, _cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
         let archives = self.state.lock().unwrap().archives.clone();
-        Ok(archives.iter().filter(|(name, _)| name.starts_with(&filter.prefix)).map(|(name, (bytes, _))| self.stored(name, bytes)).collect())
+        Ok(archives
+            .iter()
+            .filter(|(name, _)| name.starts_with(&filter.prefix))
+            .map(|(name, (bytes, _))| self.stored(name, bytes))
+            .collect())
     }
 
     async fn read(&self, _cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
@@ -161,22 +206,42 @@ impl Sink for MemorySink {
             if self.has(SinkDefect::MissingReadsEmpty) {
                 return Ok(futures::stream::empty().boxed());
             }
-            return Err(Error::new(ErrorKind::NotFound, format!("there is no `{}`", which.name)));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no `{}`", which.name),
+            ));
         };
-        let range = if self.without_ranges { 0..bytes.len() as u64 } else { range };
+        let range = if self.without_ranges {
+            0..bytes.len() as u64
+        } else {
+            range
+        };
         let shift = u64::from(self.has(SinkDefect::RangeOffByOne) && range.start > 0);
         let end = (range.end as usize).min(bytes.len());
         let start = ((range.start - shift) as usize).min(end);
-        self.read_bytes.fetch_add((end - start) as u64, Ordering::Relaxed);
+        self.read_bytes
+            .fetch_add((end - start) as u64, Ordering::Relaxed);
         let bytes = bytes.slice(start..end);
-        let chunks: Vec<_> = (0..bytes.len().div_ceil(100_000)).map(|n| Ok(bytes.slice(n * 100_000..((n + 1) * 100_000).min(bytes.len())))).collect();
+        let chunks: Vec<_> = (0..bytes.len().div_ceil(100_000))
+            .map(|n| Ok(bytes.slice(n * 100_000..((n + 1) * 100_000).min(bytes.len()))))
+            .collect();
         Ok(futures::stream::iter(chunks).boxed())
     }
 
     async fn sums(&self, _cx: &Context, which: &Stored) -> Result<Option<String>> {
         let wrong = self.has(SinkDefect::SumsOfAnother);
         let state = self.state.lock().unwrap();
-        Ok(state.archives.get(&which.name).map(|(_, sums)| if wrong { sums.replace("# id ", "# id 0") } else { sums.clone() }).filter(|s| !s.is_empty()))
+        Ok(state
+            .archives
+            .get(&which.name)
+            .map(|(_, sums)| {
+                if wrong {
+                    sums.replace("# id ", "# id 0")
+                } else {
+                    sums.clone()
+                }
+            })
+            .filter(|s| !s.is_empty()))
     }
 
     async fn delete(&self, _cx: &Context, which: &Stored) -> Result<()> {
@@ -190,12 +255,18 @@ impl Sink for MemorySink {
 
     async fn note(&self, _cx: &Context, name: &NoteName) -> Result<Option<Note>> {
         let state = self.state.lock().unwrap();
-        Ok(state.notes.get(name).map(|body| Note { body: body.clone(), etag: blake3::hash(body).to_hex().to_string() }))
+        Ok(state.notes.get(name).map(|body| Note {
+            body: body.clone(),
+            etag: blake3::hash(body).to_hex().to_string(),
+        }))
     }
 
     async fn set_note(&self, _cx: &Context, name: &NoteName, body: Bytes, was: Was) -> Result<()> {
         let mut state = self.state.lock().unwrap();
-        let now = state.notes.get(name).map(|body| blake3::hash(body).to_hex().to_string());
+        let now = state
+            .notes
+            .get(name)
+            .map(|body| blake3::hash(body).to_hex().to_string());
         let agrees = match was {
             Was::Any => true,
             Was::Absent => now.is_none(),
@@ -277,7 +348,17 @@ impl FakeSource {
         let mut store = Store::new();
         for g in 0..groups {
             for u in 0..units {
-                let members = (0..3).map(|m| (format!("g{g}/u{u:03}/m{m}"), Bytes::from(crate::data::text((g * 1000 + u * 10 + m) as u64, 200 + u * 7)))).collect();
+                let members = (0..3)
+                    .map(|m| {
+                        (
+                            format!("g{g}/u{u:03}/m{m}"),
+                            Bytes::from(crate::data::text(
+                                (g * 1000 + u * 10 + m) as u64,
+                                200 + u * 7,
+                            )),
+                        )
+                    })
+                    .collect();
                 store.insert((format!("g{g}"), format!("u{u:03}")), members);
             }
         }
@@ -296,7 +377,11 @@ impl FakeSource {
     }
 
     fn marked(&self, group: &str, unit: &str) -> bool {
-        self.mark.lock().unwrap().iter().any(|s| s.group == group && s.unit.as_deref().is_none_or(|u| u == unit))
+        self.mark
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|s| s.group == group && s.unit.as_deref().is_none_or(|u| u == unit))
     }
 }
 
@@ -311,9 +396,16 @@ impl Source for FakeSource {
             tracing_like(&format!("{secret:?}"), revealed.len());
         }
         if self.has(SourceDefect::CheckChangesThings) {
-            self.store.lock().unwrap().insert(("left".into(), "behind".into()), BTreeMap::new());
+            self.store
+                .lock()
+                .unwrap()
+                .insert(("left".into(), "behind".into()), BTreeMap::new());
         }
-        Ok(Health { identity: self.identity.clone(), describe: "a fake".into(), warnings: Vec::new() })
+        Ok(Health {
+            identity: self.identity.clone(),
+            describe: "a fake".into(),
+            warnings: Vec::new(),
+        })
     }
 
     async fn snapshot(&self, cx: &Context, _how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
@@ -321,11 +413,26 @@ impl Source for FakeSource {
             return Err(Error::new(kind, "the fake refuses"));
         }
         self.open_snapshots.fetch_add(1, Ordering::SeqCst);
-        let units: Vec<_> = self.store.lock().unwrap().iter().map(|(name, members)| (name.clone(), members.clone())).collect();
-        Ok(Box::new(FakeSnapshot { source: self.clone(), units, at: cx.clock.now() }))
+        let units: Vec<_> = self
+            .store
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, members)| (name.clone(), members.clone()))
+            .collect();
+        Ok(Box::new(FakeSnapshot {
+            source: self.clone(),
+            units,
+            at: cx.clock.now(),
+        }))
     }
 
-    async fn restore(&self, _cx: &Context, mut input: Input, how: &RestoreOptions) -> Result<Tally> {
+    async fn restore(
+        &self,
+        _cx: &Context,
+        mut input: Input,
+        how: &RestoreOptions,
+    ) -> Result<Tally> {
         if how.forget_unfinished {
             self.mark.lock().unwrap().clear();
             return Ok(Tally::default());
@@ -333,16 +440,33 @@ impl Source for FakeSource {
         let existing = how.existing.unwrap_or(Existing::Replace);
         let into: HashMap<String, String> = how.into_group.iter().cloned().collect();
         let name = |group: &str| into.get(group).cloned().unwrap_or_else(|| group.to_owned());
-        let there = |s: &Selected| self.store.lock().unwrap().keys().any(|(g, u)| *g == name(&s.group) && s.unit.as_ref().is_none_or(|unit| unit == u));
-        if existing == Existing::Refuse && how.selected.iter().any(there) && !self.has(SourceDefect::RefuseWrites) {
-            return Err(Error::new(ErrorKind::Conflict, "something is there already"));
+        let there =
+            |s: &Selected| {
+                self.store.lock().unwrap().keys().any(|(g, u)| {
+                    *g == name(&s.group) && s.unit.as_ref().is_none_or(|unit| unit == u)
+                })
+            };
+        if existing == Existing::Refuse
+            && how.selected.iter().any(there)
+            && !self.has(SourceDefect::RefuseWrites)
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "something is there already",
+            ));
         }
         if !self.has(SourceDefect::NoMark) {
-            self.mark.lock().unwrap().extend(how.selected.iter().cloned());
+            self.mark
+                .lock()
+                .unwrap()
+                .extend(how.selected.iter().cloned());
         }
         self.make_room(existing, how, &input, &name);
         let tally = self.write(&mut input, &name).await?;
-        self.mark.lock().unwrap().retain(|s| !how.selected.contains(s));
+        self.mark
+            .lock()
+            .unwrap()
+            .retain(|s| !how.selected.contains(s));
         Ok(tally)
     }
 }
@@ -350,12 +474,24 @@ impl Source for FakeSource {
 fn tracing_like(_shown: &str, _len: usize) {}
 
 impl FakeSource {
-    fn make_room(&self, existing: Existing, how: &RestoreOptions, input: &Input, name: &(dyn Fn(&str) -> String + Sync)) {
+    fn make_room(
+        &self,
+        existing: Existing,
+        how: &RestoreOptions,
+        input: &Input,
+        name: &(dyn Fn(&str) -> String + Sync),
+    ) {
         let failed = input.failed_units().to_vec();
         let mut store = self.store.lock().unwrap();
-        let selected = |group: &str, unit: &str| how.selected.iter().any(|s| name(&s.group) == group && s.unit.as_deref().is_none_or(|u| u == unit));
+        let selected = |group: &str, unit: &str| {
+            how.selected
+                .iter()
+                .any(|s| name(&s.group) == group && s.unit.as_deref().is_none_or(|u| u == unit))
+        };
         if existing == Existing::Replace && !self.has(SourceDefect::ReplaceKeepsTheRest) {
-            store.retain(|(g, u), _| !selected(g, u) || failed.iter().any(|(fg, fu)| name(fg) == *g && fu == u));
+            store.retain(|(g, u), _| {
+                !selected(g, u) || failed.iter().any(|(fg, fu)| name(fg) == *g && fu == u)
+            });
         }
         if existing == Existing::Merge && self.has(SourceDefect::MergeDropsTheRest) {
             store.clear();
@@ -369,7 +505,11 @@ impl FakeSource {
         }
     }
 
-    async fn write(&self, input: &mut Input, name: &(dyn Fn(&str) -> String + Sync)) -> Result<Tally> {
+    async fn write(
+        &self,
+        input: &mut Input,
+        name: &(dyn Fn(&str) -> String + Sync),
+    ) -> Result<Tally> {
         let mut counts: BTreeMap<(String, String, Stage), (u64, u64, u64)> = BTreeMap::new();
         let mut written = 0;
         for stage in Stage::ALL {
@@ -389,20 +529,39 @@ impl FakeSource {
                     return Err(Error::new(ErrorKind::Unreachable, "the fake died"));
                 }
                 written += 1;
-                let count = counts.entry((member.unit.0.clone(), member.unit.1.clone(), stage)).or_default();
+                let count = counts
+                    .entry((member.unit.0.clone(), member.unit.1.clone(), stage))
+                    .or_default();
                 *count = (count.0 + 1, count.1 + 1, count.2 + bytes.len() as u64);
                 if self.has(SourceDefect::ShortBody) {
                     bytes.truncate(bytes.len().saturating_sub(1));
                 }
                 if !self.has(SourceDefect::LosesAUnit) || member.unit.1 != "u000" {
                     let unit = (name(&member.unit.0), member.unit.1.clone());
-                    self.store.lock().unwrap().entry(unit).or_default().insert(member.path.to_string(), bytes);
+                    self.store
+                        .lock()
+                        .unwrap()
+                        .entry(unit)
+                        .or_default()
+                        .insert(member.path.to_string(), bytes);
                 }
             }
         }
         let wrong = u64::from(self.has(SourceDefect::WrongCount));
-        let units = counts.into_iter().map(|((group, name, stage), (members, rows, bytes))| UnitCount { group, name, stage, members, rows: rows + wrong, bytes });
-        Ok(Tally { units: units.collect(), ..Tally::default() })
+        let units = counts
+            .into_iter()
+            .map(|((group, name, stage), (members, rows, bytes))| UnitCount {
+                group,
+                name,
+                stage,
+                members,
+                rows: rows + wrong,
+                bytes,
+            });
+        Ok(Tally {
+            units: units.collect(),
+            ..Tally::default()
+        })
     }
 }
 
@@ -417,7 +576,11 @@ type Unit = ((String, String), BTreeMap<String, Bytes>);
 #[async_trait]
 impl Snapshot for FakeSnapshot {
     fn at(&self) -> PointInTime {
-        PointInTime { instant: self.at, consistency: "snapshot".into(), position: Some("7".into()) }
+        PointInTime {
+            instant: self.at,
+            consistency: "snapshot".into(),
+            position: Some("7".into()),
+        }
     }
 
     async fn write(&mut self, _cx: &Context, stage: Stage, out: &Output) -> Result<()> {
@@ -425,20 +588,33 @@ impl Snapshot for FakeSnapshot {
             return Ok(());
         }
         // Units sorted by their whole name, as `runs` wants them.
-        let named: Vec<(String, Unit)> = self.units.iter().map(|unit| (format!("{}/{}", unit.0.0, unit.0.1), unit.clone())).collect();
+        let named: Vec<(String, Unit)> = self
+            .units
+            .iter()
+            .map(|unit| (format!("{}/{}", unit.0.0, unit.0.1), unit.clone()))
+            .collect();
         let runs = Arc::new(Runs::new(named, |(name, _)| name.as_str()));
         let mut workers = Vec::new();
         for worker in 0..self.source.workers {
             let (runs, out, source) = (runs.clone(), out.clone(), self.source.clone());
             workers.push(tokio::spawn(async move {
-                let mut delays = source.delays.map(|seed| SmallRng::seed_from_u64(seed ^ worker as u64));
+                let mut delays = source
+                    .delays
+                    .map(|seed| SmallRng::seed_from_u64(seed ^ worker as u64));
                 while let Some(mut run) = runs.take() {
-                    let Some((first, _)) = run.front() else { continue };
+                    let Some((first, _)) = run.front() else {
+                        continue;
+                    };
                     let mut lane = out.lane(&first.clone()).await?;
                     while let Some((_, (unit, members))) = run.pop_front() {
                         out.expect(&unit.0, &unit.1).await?;
                         if source.marked(&unit.0, &unit.1) {
-                            out.fail(&unit.0, &unit.1, &Error::new(ErrorKind::Conflict, "an unfinished restore")).await?;
+                            out.fail(
+                                &unit.0,
+                                &unit.1,
+                                &Error::new(ErrorKind::Conflict, "an unfinished restore"),
+                            )
+                            .await?;
                             out.end(&unit.0, &unit.1, Counted::default()).await?;
                             continue;
                         }
@@ -451,11 +627,21 @@ impl Snapshot for FakeSnapshot {
                             if source.has(SourceDefect::SequenceNumberInAMember) {
                                 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
                                 let number = SEQUENCE.fetch_add(1, Ordering::Relaxed);
-                                lane.member(MemberPath::new(format!("{path}.{number}"))?, Meta::default(), body).await?;
+                                lane.member(
+                                    MemberPath::new(format!("{path}.{number}"))?,
+                                    Meta::default(),
+                                    body,
+                                )
+                                .await?;
                                 continue;
                             }
-                            let _room = if body.len() > 4 << 20 { Some(out.reserve(body.len() as u64).await?) } else { None };
-                            lane.member(MemberPath::new(path)?, Meta::default(), body).await?;
+                            let _room = if body.len() > 4 << 20 {
+                                Some(out.reserve(body.len() as u64).await?)
+                            } else {
+                                None
+                            };
+                            lane.member(MemberPath::new(path)?, Meta::default(), body)
+                                .await?;
                             if bytes > RUN_SPLIT_BYTES {
                                 runs.give_back(std::mem::take(&mut run));
                             }
@@ -470,7 +656,9 @@ impl Snapshot for FakeSnapshot {
             }));
         }
         for worker in workers {
-            worker.await.map_err(|e| Error::new(ErrorKind::Bug, e.to_string()))??;
+            worker
+                .await
+                .map_err(|e| Error::new(ErrorKind::Bug, e.to_string()))??;
         }
         Ok(())
     }
@@ -479,7 +667,10 @@ impl Snapshot for FakeSnapshot {
         if !self.source.has(SourceDefect::SnapshotNotClosed) {
             self.source.open_snapshots.fetch_sub(1, Ordering::SeqCst);
         }
-        Ok(Facts { layout: 1, ..Facts::default() })
+        Ok(Facts {
+            layout: 1,
+            ..Facts::default()
+        })
     }
 }
 
@@ -493,6 +684,11 @@ async fn pause(random: &mut Option<SmallRng>) {
                 tokio::task::yield_now().await;
             }
         }
-        _ => tokio::time::sleep(std::time::Duration::from_micros(random.random_range(1..2000))).await,
+        _ => {
+            tokio::time::sleep(std::time::Duration::from_micros(
+                random.random_range(1..2000),
+            ))
+            .await
+        }
     }
 }

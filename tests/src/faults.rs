@@ -4,7 +4,10 @@ use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::ArchiveName;
-use bk_core::sink::{Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was};
+use bk_core::sink::{
+    Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload,
+    Was,
+};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,11 +50,22 @@ pub struct FaultySink {
 impl FaultySink {
     /// Wraps.
     pub fn new(inner: Arc<dyn Sink>, fault: Fault) -> Self {
-        Self { inner, fault, aborted: Arc::default() }
+        Self {
+            inner,
+            fault,
+            aborted: Arc::default(),
+        }
     }
 
     fn fails(&self, at: Fault) -> Result<()> {
-        if self.fault == at { Err(Error::new(ErrorKind::Unreachable, format!("the sink fails at {at:?}"))) } else { Ok(()) }
+        if self.fault == at {
+            Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("the sink fails at {at:?}"),
+            ))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -100,9 +114,18 @@ impl Sink for FaultySink {
         self.inner.check(cx).await
     }
 
-    async fn create(&self, cx: &Context, name: &ArchiveName, hint: SizeHint) -> Result<Box<dyn Upload>> {
+    async fn create(
+        &self,
+        cx: &Context,
+        name: &ArchiveName,
+        hint: SizeHint,
+    ) -> Result<Box<dyn Upload>> {
         self.fails(Fault::Create)?;
-        Ok(Box::new(FaultyUpload { inner: self.inner.create(cx, name, hint).await?, sink: self.clone(), chunks: 0 }))
+        Ok(Box::new(FaultyUpload {
+            inner: self.inner.create(cx, name, hint).await?,
+            sink: self.clone(),
+            chunks: 0,
+        }))
     }
 
     async fn list(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
@@ -113,7 +136,9 @@ impl Sink for FaultySink {
     async fn read(&self, cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
         use futures::StreamExt;
         let stream = self.inner.read(cx, which, range.clone()).await?;
-        let Fault::Flip(at) = self.fault else { return Ok(stream) };
+        let Fault::Flip(at) = self.fault else {
+            return Ok(stream);
+        };
         let mut offset = range.start;
         let flipped = stream.map(move |chunk| {
             let mut bytes = chunk?.to_vec();

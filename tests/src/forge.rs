@@ -44,11 +44,34 @@ pub fn seal_again(blocks: &[Vec<u8>]) -> Bytes {
 pub async fn sealed(tar: Vec<u8>, stage: Stage, members: u64, bytes: u64) -> Bytes {
     let sink = MemorySink::default();
     let cx = crate::engine::Site::default().context();
-    let name = bk_core::backup::archive_name(&Default::default(), "2026-08-22T00:00:00Z".parse().unwrap());
+    let name =
+        bk_core::backup::archive_name(&Default::default(), "2026-08-22T00:00:00Z".parse().unwrap());
     let mut tee = Tee::new(std::time::Duration::from_secs(60));
-    tee.add("memory", bk_core::sink::Sink::create(&sink, &cx, &name, Default::default()).await.unwrap(), |_| {});
-    let head = FormatMember { format: FORMAT.into(), needs: Vec::new(), tool: "bk 0.1.0".into(), site: "main".into(), id: "f".repeat(32), created: name.start };
-    let (entrance, writer) = writer::start(&Division::minimum(), 1, &head, Box::new(NoEnvelope), tee, cx.cancel.clone()).await.unwrap();
+    tee.add(
+        "memory",
+        bk_core::sink::Sink::create(&sink, &cx, &name, Default::default())
+            .await
+            .unwrap(),
+        |_| {},
+    );
+    let head = FormatMember {
+        format: FORMAT.into(),
+        needs: Vec::new(),
+        tool: "bk 0.1.0".into(),
+        site: "main".into(),
+        id: "f".repeat(32),
+        created: name.start,
+    };
+    let (entrance, writer) = writer::start(
+        &Division::minimum(),
+        1,
+        &head,
+        Box::new(NoEnvelope),
+        tee,
+        cx.cancel.clone(),
+    )
+    .await
+    .unwrap();
     let writing = tokio::spawn(writer.run());
     let unit = ("g".to_owned(), "u".to_owned());
     let pieces: Vec<Vec<u8>> = tar.chunks(4 << 20).map(<[u8]>::to_vec).collect();
@@ -63,12 +86,30 @@ pub async fn sealed(tar: Vec<u8>, stage: Stage, members: u64, bytes: u64) -> Byt
         };
         entrance.submit(vec![(raw, info)]).await.unwrap();
     }
-    let line = UnitLine { instance: "files".into(), group: unit.0, name: unit.1, stage, members, rows: members, bytes, failed: None };
+    let line = UnitLine {
+        instance: "files".into(),
+        group: unit.0,
+        name: unit.1,
+        stage,
+        members,
+        rows: members,
+        bytes,
+        failed: None,
+    };
     entrance.unit(line).await.unwrap();
     entrance.end().await.unwrap();
     let writer = writing.await.unwrap().unwrap();
-    let (written, _, tee) = writer.finish(manifest(&name, members, bytes)).await.unwrap();
-    let seal = bk_core::sink::Seal { sha256: written.sha256, bytes: written.bytes, id: "f".repeat(32), site: "main".into(), complete: true };
+    let (written, _, tee) = writer
+        .finish(manifest(&name, members, bytes))
+        .await
+        .unwrap();
+    let seal = bk_core::sink::Seal {
+        sha256: written.sha256,
+        bytes: written.bytes,
+        id: "f".repeat(32),
+        site: "main".into(),
+        complete: true,
+    };
     for (_, upload) in tee.close().await {
         upload.unwrap().publish(&name, &seal).await.unwrap();
     }
@@ -83,10 +124,19 @@ fn manifest(name: &bk_core::name::ArchiveName, members: u64, bytes: u64) -> Mani
         describe: "forged".into(),
         state: State::Whole,
         at: None,
-        totals: Totals { units: 1, failed: 0, members, rows: members, bytes },
+        totals: Totals {
+            units: 1,
+            failed: 0,
+            members,
+            rows: members,
+            bytes,
+        },
         failed: Vec::new(),
         error: None,
-        facts: Facts { layout: 1, ..Facts::default() },
+        facts: Facts {
+            layout: 1,
+            ..Facts::default()
+        },
     };
     Manifest {
         format: FORMAT.into(),

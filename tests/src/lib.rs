@@ -23,14 +23,21 @@ pub fn hold(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 
 /// The seed of a test: `BK_SEED`, else the one given; printed, so that a failure can be repeated.
 pub fn seed(default: u64) -> u64 {
-    let seed = std::env::var("BK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let seed = std::env::var("BK_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default);
     println!("seed {seed}");
     seed
 }
 
 /// How much a test does: little by default, all of it under `tests/run --long`.
 pub fn long(little: usize, all: usize) -> usize {
-    if std::env::var_os("BK_LONG").is_some() { all } else { little }
+    if std::env::var_os("BK_LONG").is_some() {
+        all
+    } else {
+        little
+    }
 }
 
 /// Ends a test that lacks a real component: loudly, and in CI as a failure.

@@ -9,7 +9,14 @@ use std::path::Path;
 use std::process::Command;
 
 fn tree(home: &Home) {
-    for (path, body) in [("a/one/f1", "1"), ("a/one/f2", "2"), ("a/two/f3", "3"), ("b/three/f4", "4"), ("b/loose", "5"), ("top", "6")] {
+    for (path, body) in [
+        ("a/one/f1", "1"),
+        ("a/one/f2", "2"),
+        ("a/two/f3", "3"),
+        ("b/three/f4", "4"),
+        ("b/loose", "5"),
+        ("top", "6"),
+    ] {
         home.write(&format!("src/{path}"), body);
     }
 }
@@ -19,13 +26,18 @@ fn texts(folder: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![folder.to_path_buf()];
     while let Some(next) = waiting.pop() {
-        let Ok(entries) = std::fs::read_dir(&next) else { continue };
+        let Ok(entries) = std::fs::read_dir(&next) else {
+            continue;
+        };
         for entry in entries {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 waiting.push(path);
             } else {
-                found.insert(path.strip_prefix(folder).unwrap().display().to_string(), std::fs::read_to_string(&path).unwrap_or_default());
+                found.insert(
+                    path.strip_prefix(folder).unwrap().display().to_string(),
+                    std::fs::read_to_string(&path).unwrap_or_default(),
+                );
             }
         }
     }
@@ -41,33 +53,89 @@ fn a_first_backup_list_show_verify_and_restore_say_what_they_did() {
     let home = Home::files();
     tree(&home);
     let backup = home.bk(&["backup", "--label", "first"]).ended(0);
-    assert!(backup.stdout.is_empty(), "stdout is for data: {}", backup.stdout);
-    assert!(backup.stderr.contains("files      5 units") && backup.stderr.contains("verified"), "{}", backup.stderr);
+    assert!(
+        backup.stdout.is_empty(),
+        "stdout is for data: {}",
+        backup.stdout
+    );
+    assert!(
+        backup.stderr.contains("files      5 units") && backup.stderr.contains("verified"),
+        "{}",
+        backup.stderr
+    );
     let list = home.bk(&["list"]).ended(0);
-    assert!(list.stdout.contains("whole") && list.stdout.contains("\"first\""), "{}", list.stdout);
+    assert!(
+        list.stdout.contains("whole") && list.stdout.contains("\"first\""),
+        "{}",
+        list.stdout
+    );
     let show = home.bk(&["show", "--units"]).ended(0);
-    assert!(show.stdout.contains("files/a/one  data  2 members"), "{}", show.stdout);
+    assert!(
+        show.stdout.contains("files/a/one  data  2 members"),
+        "{}",
+        show.stdout
+    );
     home.bk(&["verify"]).ended(0);
     std::fs::remove_dir_all(home.path("src")).unwrap();
     let before_asking = home.bk(&["restore"]).ended(6);
-    assert!(before_asking.stderr.contains("repeat with --yes") && !home.path("src").exists(), "{}", before_asking.stderr);
+    assert!(
+        before_asking.stderr.contains("repeat with --yes") && !home.path("src").exists(),
+        "{}",
+        before_asking.stderr
+    );
     let restore = home.bk(&["restore", "--yes"]).ended(0);
-    assert!(restore.stderr.contains("restored and counted"), "{}", restore.stderr);
-    assert_eq!(names(&home.path("src")), ["a/one/f1", "a/one/f2", "a/two/f3", "b/loose", "b/three/f4", "top"]);
+    assert!(
+        restore.stderr.contains("restored and counted"),
+        "{}",
+        restore.stderr
+    );
+    assert_eq!(
+        names(&home.path("src")),
+        [
+            "a/one/f1",
+            "a/one/f2",
+            "a/two/f3",
+            "b/loose",
+            "b/three/f4",
+            "top"
+        ]
+    );
 }
 
 #[test]
 fn help_names_every_exit_code_and_an_unknown_flag_is_usage() {
     let home = Home::files();
     let help = home.bk(&["--help"]).ended(0);
-    for word in ["0 done", "3 partial", "4 settings", "5 nothing found", "6 refused", "7 corrupt", "8 locked", "9 stale", "130/143"] {
-        assert!(help.stdout.contains(word), "{word} is not in:\n{}", help.stdout);
+    for word in [
+        "0 done",
+        "3 partial",
+        "4 settings",
+        "5 nothing found",
+        "6 refused",
+        "7 corrupt",
+        "8 locked",
+        "9 stale",
+        "130/143",
+    ] {
+        assert!(
+            help.stdout.contains(word),
+            "{word} is not in:\n{}",
+            help.stdout
+        );
     }
     home.bk(&["backup", "--no-such-flag"]).ended(2);
-    for verb in ["backup", "restore", "list", "show", "verify", "extract", "prune", "pin", "unpin", "check", "config", "plugins"] {
+    for verb in [
+        "backup", "restore", "list", "show", "verify", "extract", "prune", "pin", "unpin", "check",
+        "config", "plugins",
+    ] {
         home.bk(&[verb, "--help"]).ended(0);
     }
-    assert!(home.bk(&["completions", "bash"]).ended(0).stdout.contains("_bk"));
+    assert!(
+        home.bk(&["completions", "bash"])
+            .ended(0)
+            .stdout
+            .contains("_bk")
+    );
     assert!(home.bk(&["man"]).ended(0).stdout.contains(".TH bk"));
 }
 
@@ -81,41 +149,200 @@ struct Row {
 
 #[test]
 fn a_pairwise_table_of_restore_flags_does_what_each_says() {
-    const ALL: &[&str] = &["a/one/f1", "a/one/f2", "a/two/f3", "b/loose", "b/three/f4", "top"];
+    const ALL: &[&str] = &[
+        "a/one/f1",
+        "a/one/f2",
+        "a/two/f3",
+        "b/loose",
+        "b/three/f4",
+        "top",
+    ];
     let rows = [
-        Row { flags: &[], code: 0, into: "src", expect: ALL },
-        Row { flags: &["--only=files"], code: 0, into: "src", expect: ALL },
-        Row { flags: &["--only=files/a"], code: 0, into: "src", expect: &["a/one/f1", "a/one/f2", "a/two/f3"] },
-        Row { flags: &["--only=files/a/one"], code: 0, into: "src", expect: &["a/one/f1", "a/one/f2"] },
-        Row { flags: &["--only=files/*/t*"], code: 0, into: "src", expect: &["a/two/f3", "b/three/f4"] },
-        Row { flags: &["--only=files/b/."], code: 0, into: "src", expect: &["b/loose"] },
-        Row { flags: &["--only=files/."], code: 0, into: "src", expect: &["top"] },
-        Row { flags: &["--exclude=files/a"], code: 0, into: "src", expect: &["b/loose", "b/three/f4", "top"] },
-        Row { flags: &["--exclude=files/a", "--exclude=files/b"], code: 0, into: "src", expect: &["top"] },
-        Row { flags: &["--only=files/a", "--exclude=files/a/one"], code: 0, into: "src", expect: &["a/two/f3"] },
-        Row { flags: &["--only=files/nothing"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--exclude=files/nothing"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--only=mysql"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--only=files/a", "--exclude=nothing"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--date=TODAY"], code: 0, into: "src", expect: ALL },
-        Row { flags: &["--date=TODAY", "--only=files/a/two"], code: 0, into: "src", expect: &["a/two/f3"] },
-        Row { flags: &["--date=2001-02-03"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--date=yesterday"], code: 4, into: "src", expect: &[] },
-        Row { flags: &["--version=VERSION"], code: 0, into: "src", expect: ALL },
-        Row { flags: &["--version=VERSION", "--date=TODAY", "--exclude=files/b"], code: 0, into: "src", expect: &["a/one/f1", "a/one/f2", "a/two/f3", "top"] },
-        Row { flags: &["--version=20010203T000000Z"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--into=files=else"], code: 0, into: "else", expect: ALL },
-        Row { flags: &["--into=files/a=c", "--only=files/a"], code: 0, into: "src", expect: &["c/one/f1", "c/one/f2", "c/two/f3"] },
-        Row { flags: &["--into=files/a=c", "--only=files/b"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--as=files=other", "--only=files/a"], code: 0, into: "other", expect: &["a/one/f1", "a/one/f2", "a/two/f3"] },
-        Row { flags: &["--as=files=nobody"], code: 3, into: "src", expect: &[] },
-        Row { flags: &["--existing=refuse", "--only=files/b"], code: 0, into: "src", expect: &["b/loose", "b/three/f4"] },
-        Row { flags: &["--dry-run"], code: 0, into: "src", expect: &[] },
-        Row { flags: &["--dry-run", "--only=files/nothing"], code: 5, into: "src", expect: &[] },
-        Row { flags: &["--from=nowhere"], code: 4, into: "src", expect: &[] },
+        Row {
+            flags: &[],
+            code: 0,
+            into: "src",
+            expect: ALL,
+        },
+        Row {
+            flags: &["--only=files"],
+            code: 0,
+            into: "src",
+            expect: ALL,
+        },
+        Row {
+            flags: &["--only=files/a"],
+            code: 0,
+            into: "src",
+            expect: &["a/one/f1", "a/one/f2", "a/two/f3"],
+        },
+        Row {
+            flags: &["--only=files/a/one"],
+            code: 0,
+            into: "src",
+            expect: &["a/one/f1", "a/one/f2"],
+        },
+        Row {
+            flags: &["--only=files/*/t*"],
+            code: 0,
+            into: "src",
+            expect: &["a/two/f3", "b/three/f4"],
+        },
+        Row {
+            flags: &["--only=files/b/."],
+            code: 0,
+            into: "src",
+            expect: &["b/loose"],
+        },
+        Row {
+            flags: &["--only=files/."],
+            code: 0,
+            into: "src",
+            expect: &["top"],
+        },
+        Row {
+            flags: &["--exclude=files/a"],
+            code: 0,
+            into: "src",
+            expect: &["b/loose", "b/three/f4", "top"],
+        },
+        Row {
+            flags: &["--exclude=files/a", "--exclude=files/b"],
+            code: 0,
+            into: "src",
+            expect: &["top"],
+        },
+        Row {
+            flags: &["--only=files/a", "--exclude=files/a/one"],
+            code: 0,
+            into: "src",
+            expect: &["a/two/f3"],
+        },
+        Row {
+            flags: &["--only=files/nothing"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--exclude=files/nothing"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--only=mysql"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--only=files/a", "--exclude=nothing"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--date=TODAY"],
+            code: 0,
+            into: "src",
+            expect: ALL,
+        },
+        Row {
+            flags: &["--date=TODAY", "--only=files/a/two"],
+            code: 0,
+            into: "src",
+            expect: &["a/two/f3"],
+        },
+        Row {
+            flags: &["--date=2001-02-03"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--date=yesterday"],
+            code: 4,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--version=VERSION"],
+            code: 0,
+            into: "src",
+            expect: ALL,
+        },
+        Row {
+            flags: &["--version=VERSION", "--date=TODAY", "--exclude=files/b"],
+            code: 0,
+            into: "src",
+            expect: &["a/one/f1", "a/one/f2", "a/two/f3", "top"],
+        },
+        Row {
+            flags: &["--version=20010203T000000Z"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--into=files=else"],
+            code: 0,
+            into: "else",
+            expect: ALL,
+        },
+        Row {
+            flags: &["--into=files/a=c", "--only=files/a"],
+            code: 0,
+            into: "src",
+            expect: &["c/one/f1", "c/one/f2", "c/two/f3"],
+        },
+        Row {
+            flags: &["--into=files/a=c", "--only=files/b"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--as=files=other", "--only=files/a"],
+            code: 0,
+            into: "other",
+            expect: &["a/one/f1", "a/one/f2", "a/two/f3"],
+        },
+        Row {
+            flags: &["--as=files=nobody"],
+            code: 3,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--existing=refuse", "--only=files/b"],
+            code: 0,
+            into: "src",
+            expect: &["b/loose", "b/three/f4"],
+        },
+        Row {
+            flags: &["--dry-run"],
+            code: 0,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--dry-run", "--only=files/nothing"],
+            code: 5,
+            into: "src",
+            expect: &[],
+        },
+        Row {
+            flags: &["--from=nowhere"],
+            code: 4,
+            into: "src",
+            expect: &[],
+        },
     ];
     assert!(rows.len() <= 30);
-    let home = Home::new("format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[source.other]\nplugin = \"files\"\npath = \"other\"\n[sink.local]\npath = \"out\"\n");
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[source.other]\nplugin = \"files\"\npath = \"other\"\n[sink.local]\npath = \"out\"\n",
+    );
     tree(&home);
     home.bk(&["backup", "--only", "files"]).ended(0);
     let versions = home.bk(&["restore", "--list-versions"]).ended(0).stdout;
@@ -124,21 +351,36 @@ fn a_pairwise_table_of_restore_flags_does_what_each_says() {
         for folder in ["src", "else", "other"] {
             let _ = std::fs::remove_dir_all(home.path(folder));
         }
-        let flags: Vec<String> = row.flags.iter().map(|f| f.replace("TODAY", &time[..10]).replace("VERSION", version).replace("else", home.path("else").to_str().unwrap())).collect();
+        let flags: Vec<String> = row
+            .flags
+            .iter()
+            .map(|f| {
+                f.replace("TODAY", &time[..10])
+                    .replace("VERSION", version)
+                    .replace("else", home.path("else").to_str().unwrap())
+            })
+            .collect();
         let mut arguments = vec!["restore", "--yes"];
         arguments.extend(flags.iter().map(String::as_str));
         let ran = home.bk(&arguments);
         assert_eq!(ran.code, row.code, "{:?}: {}", row.flags, ran.stderr);
         assert_eq!(names(&home.path(row.into)), row.expect, "{:?}", row.flags);
         if ran.code == 5 {
-            assert!(ran.stderr.contains("hint: "), "{:?} has no hint: {}", row.flags, ran.stderr);
+            assert!(
+                ran.stderr.contains("hint: "),
+                "{:?} has no hint: {}",
+                row.flags,
+                ran.stderr
+            );
         }
     }
 }
 
 #[test]
 fn existing_refuse_merge_and_replace_mean_what_they_say() {
-    let home = Home::new("format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\nexclude = [\"*.cache\"]\n[sink.local]\npath = \"out\"\n");
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\nexclude = [\"*.cache\"]\n[sink.local]\npath = \"out\"\n",
+    );
     tree(&home);
     home.write("src/a/one/left.cache", "out by the backup's own selection");
     home.bk(&["backup"]).ended(0);
@@ -154,14 +396,47 @@ fn existing_refuse_merge_and_replace_mean_what_they_say() {
     assert_eq!(texts(&home.path("src"))["a/one/f1"], "changed");
     home.bk(&["restore", "--yes", "--existing=merge"]).ended(0);
     let merged = texts(&home.path("src"));
-    assert_eq!((merged["a/one/f1"].as_str(), merged["a/one/new"].as_str()), ("1", "new"));
+    assert_eq!(
+        (merged["a/one/f1"].as_str(), merged["a/one/new"].as_str()),
+        ("1", "new")
+    );
     disturb();
-    home.bk(&["restore", "--yes", "--existing=replace", "--only=files/a/one"]).ended(0);
+    home.bk(&[
+        "restore",
+        "--yes",
+        "--existing=replace",
+        "--only=files/a/one",
+    ])
+    .ended(0);
     let replaced = names(&home.path("src"));
-    assert!(!replaced.contains(&"a/one/new".into()) && replaced.contains(&"a/new/deep/new".into()) && replaced.contains(&"b/new".into()), "{replaced:?}");
-    let ran = home.bk(&["restore", "--yes", "--existing=replace"]).ended(0);
-    assert_eq!(names(&home.path("src")), ["a/one/f1", "a/one/f2", "a/one/left.cache", "a/two/f3", "b/loose", "b/three/f4", "newer/unit/new", "top"]);
-    assert!(ran.stderr.contains("kept, not in the archive: a/one/left.cache"), "{}", ran.stderr);
+    assert!(
+        !replaced.contains(&"a/one/new".into())
+            && replaced.contains(&"a/new/deep/new".into())
+            && replaced.contains(&"b/new".into()),
+        "{replaced:?}"
+    );
+    let ran = home
+        .bk(&["restore", "--yes", "--existing=replace"])
+        .ended(0);
+    assert_eq!(
+        names(&home.path("src")),
+        [
+            "a/one/f1",
+            "a/one/f2",
+            "a/one/left.cache",
+            "a/two/f3",
+            "b/loose",
+            "b/three/f4",
+            "newer/unit/new",
+            "top"
+        ]
+    );
+    assert!(
+        ran.stderr
+            .contains("kept, not in the archive: a/one/left.cache"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -193,26 +468,46 @@ fn a_day_with_three_runs_keeps_three_archives_and_each_restores_by_its_version()
     }
     assert_eq!(home.archives().len(), 3, "{:?}", home.archives());
     let listed = home.bk(&["list"]).ended(0).stdout;
-    let names: Vec<&str> = listed.lines().rev().map(|line| line.split("  ").next().unwrap()).collect();
+    let names: Vec<&str> = listed
+        .lines()
+        .rev()
+        .map(|line| line.split("  ").next().unwrap())
+        .collect();
     for (name, body) in names.iter().zip(["first", "second", "third"]) {
         home.bk(&["restore", "--yes", "--version", name]).ended(0);
         assert_eq!(texts(&home.path("src"))["a/u/f"], body, "{name}");
     }
     home.bk(&["restore", "--yes"]).ended(0);
     assert_eq!(texts(&home.path("src"))["a/u/f"], "third");
-    assert_eq!(home.bk(&["restore", "--list-versions=2"]).ended(0).stdout.lines().count(), 2);
+    assert_eq!(
+        home.bk(&["restore", "--list-versions=2"])
+            .ended(0)
+            .stdout
+            .lines()
+            .count(),
+        2
+    );
 }
 
 #[test]
 fn an_unreadable_file_makes_the_run_partial_and_names_it() {
-    let Ok(status) = Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "true"]).status() else { return skip("setpriv") };
+    let Ok(status) = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "true"])
+        .status()
+    else {
+        return skip("setpriv");
+    };
     if !status.success() {
         return skip("setpriv without the right to change the user");
     }
     use std::os::unix::fs::PermissionsExt;
     let home = Home::files();
     tree(&home);
-    std::fs::set_permissions(home.path("src/a/one/f1"), std::fs::Permissions::from_mode(0o000)).unwrap();
+    std::fs::set_permissions(
+        home.path("src/a/one/f1"),
+        std::fs::Permissions::from_mode(0o000),
+    )
+    .unwrap();
     std::fs::create_dir(home.path("out")).unwrap();
     for path in ["", "out"] {
         std::fs::set_permissions(home.path(path), std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -220,14 +515,43 @@ fn an_unreadable_file_makes_the_run_partial_and_names_it() {
     // The program must be where nobody may enter.
     let program = home.path("bk");
     std::fs::copy(bk_tests::binary::program(), &program).unwrap();
-    let output = Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program).arg("backup").current_dir(home.path("")).output().unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&program)
+        .arg("backup")
+        .current_dir(home.path(""))
+        .output()
+        .unwrap();
     let ran = Ran::from(output).ended(3);
-    assert!(ran.stderr.contains("a/one") && ran.stderr.contains("f1"), "{}", ran.stderr);
-    assert!(home.archives()[0].ends_with(".partial"), "{:?}", home.archives());
+    assert!(
+        ran.stderr.contains("a/one") && ran.stderr.contains("f1"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        home.archives()[0].ends_with(".partial"),
+        "{:?}",
+        home.archives()
+    );
     home.bk(&["restore", "--yes"]).ended(6);
-    let restored = home.bk(&["restore", "--yes", "--allow-partial", "--into", "files=else"]).ended(0);
-    assert!(restored.stderr.contains("skipped    files/a/one"), "{}", restored.stderr);
-    assert_eq!(names(&home.path("else")), ["a/two/f3", "b/loose", "b/three/f4", "top"]);
+    let restored = home
+        .bk(&[
+            "restore",
+            "--yes",
+            "--allow-partial",
+            "--into",
+            "files=else",
+        ])
+        .ended(0);
+    assert!(
+        restored.stderr.contains("skipped    files/a/one"),
+        "{}",
+        restored.stderr
+    );
+    assert_eq!(
+        names(&home.path("else")),
+        ["a/two/f3", "b/loose", "b/three/f4", "top"]
+    );
 }
 
 #[test]
@@ -236,16 +560,26 @@ fn a_restore_killed_midway_is_not_backed_up_until_it_is_finished() {
     let home = Home::new(settings);
     home.write("other/x/y/z", "other");
     for n in 0..3000 {
-        home.write(&format!("src/g{}/u{}/f{n}", n % 3, n % 30), data::text(n, 20_000));
+        home.write(
+            &format!("src/g{}/u{}/f{n}", n % 3, n % 30),
+            data::text(n, 20_000),
+        );
     }
     let before = data::digest(&home.path("src"));
     home.bk(&["backup"]).ended(0);
     std::fs::remove_dir_all(home.path("src")).unwrap();
-    let mut child = home.command(&["restore", "--yes", "--only", "files"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = home
+        .command(&["restore", "--yes", "--only", "files"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let mark = home.path("src/.bk_unfinished_restore");
     let begun = std::time::Instant::now();
     while !(mark.exists() && home.path("src/g0").exists()) {
-        assert!(begun.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(), "the restore was over before it could be killed");
+        assert!(
+            begun.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(),
+            "the restore was over before it could be killed"
+        );
         std::thread::yield_now();
     }
     child.kill().unwrap();
@@ -254,19 +588,33 @@ fn a_restore_killed_midway_is_not_backed_up_until_it_is_finished() {
 
     let archives = home.archives();
     let alone = home.bk(&["backup", "--only", "files"]).ended(6);
-    assert!(alone.stderr.contains("did not finish") && alone.stderr.contains("bk restore --version"), "{}", alone.stderr);
+    assert!(
+        alone.stderr.contains("did not finish") && alone.stderr.contains("bk restore --version"),
+        "{}",
+        alone.stderr
+    );
     assert_eq!(home.archives(), archives, "an archive was published");
     home.bk(&["backup"]).ended(3);
-    assert_eq!(home.archives().iter().filter(|n| n.ends_with(".partial")).count(), 1);
+    assert_eq!(
+        home.archives()
+            .iter()
+            .filter(|n| n.ends_with(".partial"))
+            .count(),
+        1
+    );
 
     home.bk(&["restore", "--yes", "--only", "files"]).ended(0);
     assert!(!mark.exists());
-    assert_eq!(data::difference(&before, &data::digest(&home.path("src"))), None);
+    assert_eq!(
+        data::difference(&before, &data::digest(&home.path("src"))),
+        None
+    );
     home.bk(&["backup"]).ended(0);
 
     std::fs::write(&mark, "{\"restores\":[{\"id\":\"x\",\"archive\":\"y\",\"selected\":[{\"group\":\"g0\",\"unit\":null}]}]}").unwrap();
     home.bk(&["backup"]).ended(3);
-    home.bk(&["restore", "--forget-unfinished", "files"]).ended(0);
+    home.bk(&["restore", "--forget-unfinished", "files"])
+        .ended(0);
     home.bk(&["backup"]).ended(0);
 }
 
@@ -276,7 +624,10 @@ fn kills_at_any_time_leave_only_whole_archives_and_need_no_help() {
     let mut random = SmallRng::seed_from_u64(seed);
     let home = Home::files();
     for n in 0..400 {
-        home.write(&format!("src/g{}/u{}/f{n}", n % 3, n % 40), data::text(n, 60_000));
+        home.write(
+            &format!("src/g{}/u{}/f{n}", n % 3, n % 40),
+            data::text(n, 60_000),
+        );
     }
     home.bk(&["backup"]).ended(0);
     let whole = std::time::Instant::now();
@@ -286,7 +637,11 @@ fn kills_at_any_time_leave_only_whole_archives_and_need_no_help() {
     let old = std::fs::read(&first).unwrap();
     let mut published = 0;
     for n in 0..long(50, 1000) {
-        let mut child = home.command(&["backup"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut child = home
+            .command(&["backup"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         let until = std::time::Instant::now() + whole.mul_f64(random.random_range(0.0..1.1));
         while std::time::Instant::now() < until && child.try_wait().unwrap().is_none() {
             std::thread::yield_now();
@@ -305,11 +660,18 @@ fn kills_at_any_time_leave_only_whole_archives_and_need_no_help() {
             }
             published = home.archives().len();
         }
-        assert!(std::fs::read(&first).unwrap() == old, "kill {n}: the first archive has changed");
+        assert!(
+            std::fs::read(&first).unwrap() == old,
+            "kill {n}: the first archive has changed"
+        );
     }
     home.bk(&["verify", "--all"]).ended(0);
     home.bk(&["backup"]).ended(0);
-    let parts: Vec<_> = home.names_in("out").into_iter().filter(|name| name.starts_with(".bk-part")).collect();
+    let parts: Vec<_> = home
+        .names_in("out")
+        .into_iter()
+        .filter(|name| name.starts_with(".bk-part"))
+        .collect();
     assert!(parts.is_empty(), "the next run left {parts:?}");
 }
 
@@ -319,16 +681,32 @@ fn a_full_disk_is_exit_1_and_leaves_no_part() {
     home.write("src/g/u/f", data::noise(1, 40 << 20));
     std::fs::create_dir(home.path("out")).unwrap();
     // A mount of its own, in a namespace of its own: the host sees nothing of it.
-    let script = format!("mount -t tmpfs -o size=16m none out && {} backup; code=$?; ls -A out; exit $code", bk_tests::binary::program().display());
-    let output = Command::new("unshare").args(["-rm", "sh", "-c", &script]).current_dir(home.path("")).output();
-    let Ok(output) = output else { return skip("unshare") };
+    let script = format!(
+        "mount -t tmpfs -o size=16m none out && {} backup; code=$?; ls -A out; exit $code",
+        bk_tests::binary::program().display()
+    );
+    let output = Command::new("unshare")
+        .args(["-rm", "sh", "-c", &script])
+        .current_dir(home.path(""))
+        .output();
+    let Ok(output) = output else {
+        return skip("unshare");
+    };
     let ran = Ran::from(output);
     if ran.stderr.contains("unshare failed") || ran.stderr.contains("Operation not permitted") {
         return skip("namespaces of its own");
     }
     let ran = ran.ended(1);
-    assert!(ran.stderr.contains("space left") || ran.stderr.contains("bytes left"), "{}", ran.stderr);
-    assert!(ran.stdout.lines().all(|line| line == ".bk"), "left behind: {}", ran.stdout);
+    assert!(
+        ran.stderr.contains("space left") || ran.stderr.contains("bytes left"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        ran.stdout.lines().all(|line| line == ".bk"),
+        "left behind: {}",
+        ran.stdout
+    );
 }
 
 #[test]
@@ -337,7 +715,11 @@ fn a_second_run_of_the_same_settings_is_locked_out() {
     for n in 0..200 {
         home.write(&format!("src/g/u{n}/f"), data::text(n, 200_000));
     }
-    let mut first = home.command(&["backup"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut first = home
+        .command(&["backup"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let began = std::time::Instant::now();
     let mut second = 0;
     // The lock is taken some milliseconds after the start.
@@ -356,28 +738,59 @@ fn a_signal_stops_tidily() {
         for n in 0..200 {
             home.write(&format!("src/g/u{n}/f"), data::text(n, 400_000));
         }
-        let mut child = home.command(&["backup"]).stderr(std::process::Stdio::null()).spawn().unwrap();
-        while !home.names_in("out").iter().any(|name| name.starts_with(".bk-part")) {
-            assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+        let mut child = home
+            .command(&["backup"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !home
+            .names_in("out")
+            .iter()
+            .any(|name| name.starts_with(".bk-part"))
+        {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "it ended before it could be stopped"
+            );
             std::thread::yield_now();
         }
-        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status()
+            .unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code));
-        assert!(home.names_in("out").iter().all(|name| name == ".bk"), "{:?}", home.names_in("out"));
+        assert!(
+            home.names_in("out").iter().all(|name| name == ".bk"),
+            "{:?}",
+            home.names_in("out")
+        );
     }
 }
 
 #[test]
 fn pinned_archives_stay_and_prune_says_why_for_each() {
-    let home = Home::new("format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 2 }\nprune = \"never\"\n");
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 2 }\nprune = \"never\"\n",
+    );
     tree(&home);
     for n in 0..6 {
         home.write("src/top", format!("{n}"));
-        home.bk(if n == 1 { &["backup", "--pin", "--label", "before the move"] } else { &["backup"] }).ended(0);
+        home.bk(if n == 1 {
+            &["backup", "--pin", "--label", "before the move"]
+        } else {
+            &["backup"]
+        })
+        .ended(0);
     }
     let dry = home.bk(&["prune", "--dry-run"]).ended(0);
     assert_eq!(dry.stdout.lines().count(), 6, "{}", dry.stdout);
-    assert!(dry.stdout.contains("last 1 of 2") && dry.stdout.contains("pinned") && dry.stdout.contains("no rule keeps it"), "{}", dry.stdout);
+    assert!(
+        dry.stdout.contains("last 1 of 2")
+            && dry.stdout.contains("pinned")
+            && dry.stdout.contains("no rule keeps it"),
+        "{}",
+        dry.stdout
+    );
     assert_eq!(home.archives().len(), 6);
     home.bk(&["prune"]).ended(0);
     assert_eq!(home.archives().len(), 3, "{:?}", home.archives());
@@ -387,7 +800,9 @@ fn pinned_archives_stay_and_prune_says_why_for_each() {
 
 #[test]
 fn a_shrunken_source_holds_retention_until_it_is_accepted() {
-    let home = Home::new("format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 2 }\n");
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 2 }\n",
+    );
     for n in 0..20 {
         home.write(&format!("src/a/u/f{n}"), "x");
     }
@@ -398,10 +813,21 @@ fn a_shrunken_source_holds_retention_until_it_is_accepted() {
     std::fs::remove_dir_all(home.path("src/a")).unwrap();
     home.write("src/a/u/f1", "x");
     let ran = home.bk(&["backup"]).ended(0);
-    assert!(ran.stderr.contains("retention holds") && ran.stderr.contains("less than half"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("retention holds") && ran.stderr.contains("less than half"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(home.archives().len(), 3);
     let listed = home.bk(&["list"]).ended(0).stdout;
-    let newest = listed.lines().next().unwrap().split("  ").next().unwrap().to_owned();
+    let newest = listed
+        .lines()
+        .next()
+        .unwrap()
+        .split("  ")
+        .next()
+        .unwrap()
+        .to_owned();
     home.bk(&["prune", "--accept", &newest]).ended(0);
     assert_eq!(home.archives().len(), 2);
 }
@@ -414,7 +840,8 @@ fn a_stale_newest_archive_is_exit_9() {
     home.bk(&["backup"]).ended(0);
     home.bk(&["list", "--max-age", "1d"]).ended(0);
     home.bk(&["check", "--max-age", "0s"]).ended(9);
-    home.bk(&["check", "--max-age", "0s", "--exit-zero-on", "stale"]).ended(0);
+    home.bk(&["check", "--max-age", "0s", "--exit-zero-on", "stale"])
+        .ended(0);
 }
 
 #[test]
@@ -427,26 +854,44 @@ fn foreign_and_damaged_files_are_named_and_never_counted() {
     let bytes = std::fs::read(home.path("out").join(&name)).unwrap();
     home.write("out/backup.2020-01-01.tar.xz", &bytes[..bytes.len() - 10]);
     let list = home.bk(&["list", "--all"]).ended(0).stdout;
-    assert!(list.contains("foreign: not made by bk") && list.contains("DAMAGED"), "{list}");
+    assert!(
+        list.contains("foreign: not made by bk") && list.contains("DAMAGED"),
+        "{list}"
+    );
     home.bk(&["verify", "--all"]).ended(7);
-    home.bk(&["verify", "out/backup.2020-01-01.tar.xz"]).ended(7);
-    home.bk(&["restore", "--yes", "out/foreign.tar.xz"]).ended(7);
+    home.bk(&["verify", "out/backup.2020-01-01.tar.xz"])
+        .ended(7);
+    home.bk(&["restore", "--yes", "out/foreign.tar.xz"])
+        .ended(7);
     home.bk(&["restore", "--yes"]).ended(0);
 }
 
 #[test]
 fn a_real_caddy_folder_comes_back_and_its_certificates_are_listed() {
-    let home = Home::new("format = 1\nplugins = [\"caddy\", \"local\"]\n[source.caddy]\npath = \"real/caddy\"\n[sink.local]\npath = \"out\"\n");
+    let home = Home::new(
+        "format = 1\nplugins = [\"caddy\", \"local\"]\n[source.caddy]\npath = \"real/caddy\"\n[sink.local]\npath = \"out\"\n",
+    );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers/caddy");
-    let made = Command::new(script).arg(bk_tests::binary::cache()).arg(home.path("real")).output().unwrap();
+    let made = Command::new(script)
+        .arg(bk_tests::binary::cache())
+        .arg(home.path("real"))
+        .output()
+        .unwrap();
     if !made.status.success() {
         return skip(&format!("Caddy: {}", String::from_utf8_lossy(&made.stderr)));
     }
     std::fs::create_dir_all(home.path("real/caddy/locks")).unwrap();
-    home.write("real/caddy/locks/issue_cert_x.lock", "a lock is nothing to restore");
+    home.write(
+        "real/caddy/locks/issue_cert_x.lock",
+        "a lock is nothing to restore",
+    );
     home.bk(&["backup"]).ended(0);
     let show = home.bk(&["show"]).ended(0).stdout;
-    assert!(show.contains("certificate localhost, expires 20") && show.contains("certificate shop.localhost, expires 20"), "{show}");
+    assert!(
+        show.contains("certificate localhost, expires 20")
+            && show.contains("certificate shop.localhost, expires 20"),
+        "{show}"
+    );
     std::fs::remove_dir_all(home.path("real/caddy/locks")).unwrap();
     let before = data::digest(&home.path("real/caddy"));
     std::fs::remove_dir_all(home.path("real/caddy")).unwrap();
@@ -458,10 +903,18 @@ fn a_real_caddy_folder_comes_back_and_its_certificates_are_listed() {
     after.remove(&b""[..]);
     assert_eq!(data::difference(&before, &after), None);
 
-    let wrong = Home::new("format = 1\nplugins = [\"caddy\", \"local\"]\n[source.caddy]\npath = \"not\"\n[sink.local]\npath = \"out\"\n");
+    let wrong = Home::new(
+        "format = 1\nplugins = [\"caddy\", \"local\"]\n[source.caddy]\npath = \"not\"\n[sink.local]\npath = \"out\"\n",
+    );
     wrong.write("not/a/b/c", "x");
     let checked = wrong.bk(&["check"]).ended(0);
-    assert!(checked.stdout.contains("does not look like Caddy's data folder"), "{}", checked.stdout);
+    assert!(
+        checked
+            .stdout
+            .contains("does not look like Caddy's data folder"),
+        "{}",
+        checked.stdout
+    );
 }
 
 #[test]
@@ -469,10 +922,23 @@ fn the_sample_settings_run_as_they_are() {
     let home = Home::new("");
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     std::fs::copy(top.join("plugins.toml"), home.path("plugins.toml")).unwrap();
-    assert!(Command::new("cp").args(["-r"]).arg(top.join("tests/sites")).arg(home.path("sites")).status().unwrap().success());
+    assert!(
+        Command::new("cp")
+            .args(["-r"])
+            .arg(top.join("tests/sites"))
+            .arg(home.path("sites"))
+            .status()
+            .unwrap()
+            .success()
+    );
     std::fs::create_dir(home.path("tests")).unwrap();
     std::fs::rename(home.path("sites"), home.path("tests/sites")).unwrap();
     home.bk(&["config", "validate"]).ended(0);
     home.bk(&["backup"]).ended(0);
-    assert!(home.bk(&["show"]).ended(0).stdout.contains("certificate localhost"));
+    assert!(
+        home.bk(&["show"])
+            .ended(0)
+            .stdout
+            .contains("certificate localhost")
+    );
 }

@@ -31,8 +31,14 @@ async fn every_sink_check(empty: impl Fn() -> Arc<dyn Sink>) -> Vec<(&'static st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sink_in_memory_passes_the_suite_with_and_without_ranges() {
-    assert_eq!(every_sink_check(|| Arc::new(MemorySink::default())).await, []);
-    assert_eq!(every_sink_check(|| Arc::new(MemorySink::default().without_ranges())).await, []);
+    assert_eq!(
+        every_sink_check(|| Arc::new(MemorySink::default())).await,
+        []
+    );
+    assert_eq!(
+        every_sink_check(|| Arc::new(MemorySink::default().without_ranges())).await,
+        []
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,23 +56,51 @@ async fn the_local_sink_passes_the_suite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_defect_of_a_sink_is_caught_by_its_check() {
     let caught_by = [
-        (SinkDefect::LosesTheLastByte, "what_is_published_reads_back_byte_for_byte"),
-        (SinkDefect::VisibleBeforePublish, "nothing_is_visible_before_publish"),
+        (
+            SinkDefect::LosesTheLastByte,
+            "what_is_published_reads_back_byte_for_byte",
+        ),
+        (
+            SinkDefect::VisibleBeforePublish,
+            "nothing_is_visible_before_publish",
+        ),
         (SinkDefect::AbortKeeps, "abort_leaves_nothing"),
-        (SinkDefect::OverwritesTheDay, "a_second_archive_of_a_day_leaves_the_first"),
+        (
+            SinkDefect::OverwritesTheDay,
+            "a_second_archive_of_a_day_leaves_the_first",
+        ),
         (SinkDefect::ListsAWrongSize, "the_listed_size_is_the_size"),
-        (SinkDefect::DeletesANeighbour, "deleting_one_leaves_its_neighbours"),
-        (SinkDefect::MissingReadsEmpty, "what_is_not_there_is_not_found"),
-        (SinkDefect::NotesIgnoreWas, "a_note_changes_only_from_what_it_was"),
+        (
+            SinkDefect::DeletesANeighbour,
+            "deleting_one_leaves_its_neighbours",
+        ),
+        (
+            SinkDefect::MissingReadsEmpty,
+            "what_is_not_there_is_not_found",
+        ),
+        (
+            SinkDefect::NotesIgnoreWas,
+            "a_note_changes_only_from_what_it_was",
+        ),
         (SinkDefect::SumsOfAnother, "the_sum_file_names_the_archive"),
-        (SinkDefect::PartialAsWhole, "a_partial_has_a_name_of_its_own"),
+        (
+            SinkDefect::PartialAsWhole,
+            "a_partial_has_a_name_of_its_own",
+        ),
         (SinkDefect::RangeOffByOne, "any_range_reads_back"),
     ];
     let checks: std::collections::BTreeSet<_> = caught_by.iter().map(|(_, check)| *check).collect();
-    assert_eq!(checks.len(), sink_suite::CHECKS.len(), "a check without a mutant");
+    assert_eq!(
+        checks.len(),
+        sink_suite::CHECKS.len(),
+        "a check without a mutant"
+    );
     for (defect, check) in caught_by {
         let failed = every_sink_check(|| Arc::new(MemorySink::mutant(defect))).await;
-        assert!(failed.iter().any(|(name, _)| *name == check), "{defect:?} was not caught by {check}, only by {failed:?}");
+        assert!(
+            failed.iter().any(|(name, _)| *name == check),
+            "{defect:?} was not caught by {check}, only by {failed:?}"
+        );
     }
 }
 
@@ -77,7 +111,12 @@ struct Fake {
 
 impl Fake {
     fn new(defect: Option<SourceDefect>) -> Self {
-        Self { source: std::sync::Mutex::new(FakeSource { defect, ..FakeSource::small(3, 4) }) }
+        Self {
+            source: std::sync::Mutex::new(FakeSource {
+                defect,
+                ..FakeSource::small(3, 4)
+            }),
+        }
     }
 }
 
@@ -97,13 +136,19 @@ impl Subject for Fake {
     }
 
     async fn add_stranger(&self, group: &str) {
-        self.source.lock().unwrap().store.lock().unwrap().insert((group.into(), "stranger".into()), BTreeMap::from([("s".into(), "s".into())]));
+        self.source.lock().unwrap().store.lock().unwrap().insert(
+            (group.into(), "stranger".into()),
+            BTreeMap::from([("s".into(), "s".into())]),
+        );
     }
 
     async fn digest(&self) -> BTreeMap<(String, String), String> {
         let source = self.source.lock().unwrap();
         let store = source.store.lock().unwrap();
-        store.iter().map(|(unit, members)| (unit.clone(), format!("{members:?}"))).collect()
+        store
+            .iter()
+            .map(|(unit, members)| (unit.clone(), format!("{members:?}")))
+            .collect()
     }
 
     async fn die_midway(&self) -> bool {
@@ -116,7 +161,11 @@ impl Subject for Fake {
     }
 
     fn open_snapshots(&self) -> i64 {
-        self.source.lock().unwrap().open_snapshots.load(std::sync::atomic::Ordering::SeqCst)
+        self.source
+            .lock()
+            .unwrap()
+            .open_snapshots
+            .load(std::sync::atomic::Ordering::SeqCst)
     }
 }
 
@@ -135,8 +184,20 @@ impl Folder {
 #[async_trait]
 impl Subject for Folder {
     fn source(&self) -> Arc<dyn Source> {
-        let settings = Settings { instance: "it".into(), folder: self.root.path().into(), table: Default::default() };
-        let files = Files::new(&settings, FilesSettings { path: "tree".into(), include: None, exclude: None }).unwrap();
+        let settings = Settings {
+            instance: "it".into(),
+            folder: self.root.path().into(),
+            table: Default::default(),
+        };
+        let files = Files::new(
+            &settings,
+            FilesSettings {
+                path: "tree".into(),
+                include: None,
+                exclude: None,
+            },
+        )
+        .unwrap();
         if self.bad.swap(false, std::sync::atomic::Ordering::SeqCst) {
             return Arc::new(DiesMidway(files, self.path()));
         }
@@ -145,8 +206,7 @@ impl Subject for Folder {
 
     async fn seed(&self) {
         data::odd_tree(&self.path());
-        let fixed = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 5);
-        set_times(&self.path(), fixed);
+        set_times(&self.path());
     }
 
     async fn wipe(&self) {
@@ -157,7 +217,11 @@ impl Subject for Folder {
     }
 
     async fn add_stranger(&self, group: &str) {
-        let folder = if group == "." { self.path() } else { self.path().join(group).join("stranger") };
+        let folder = if group == "." {
+            self.path()
+        } else {
+            self.path().join(group).join("stranger")
+        };
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("file"), "strange").unwrap();
     }
@@ -175,7 +239,10 @@ impl Subject for Folder {
                 ([group, _], false) => ((*group).to_owned(), ".".to_owned()),
                 ([group, unit, ..], _) => ((*group).to_owned(), (*unit).to_owned()),
             };
-            units.entry(unit).or_default().push_str(&format!("{text}: {what}\n"));
+            units
+                .entry(unit)
+                .or_default()
+                .push_str(&format!("{text}: {what}\n"));
         }
         units
     }
@@ -186,14 +253,29 @@ impl Subject for Folder {
     }
 }
 
-fn set_times(path: &std::path::Path, time: std::time::SystemTime) {
+/// The same time for everything, so that the same tree gives the same blocks.
+fn set_times(path: &std::path::Path) {
     let meta = std::fs::symlink_metadata(path).unwrap();
     if meta.is_dir() {
-        std::fs::read_dir(path).unwrap().for_each(|entry| set_times(&entry.unwrap().path(), time));
+        std::fs::read_dir(path)
+            .unwrap()
+            .for_each(|entry| set_times(&entry.unwrap().path()));
     }
-    let stamp = rustix::fs::Timespec { tv_sec: 1_700_000_000, tv_nsec: 5 };
-    let times = rustix::fs::Timestamps { last_access: stamp, last_modification: stamp };
-    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    let stamp = rustix::fs::Timespec {
+        tv_sec: 1_700_000_000,
+        tv_nsec: 5,
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: stamp,
+        last_modification: stamp,
+    };
+    rustix::fs::utimensat(
+        rustix::fs::CWD,
+        path,
+        &times,
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
 }
 
 /// The files source whose target turns bad under it: a folder stands where a file must go.
@@ -205,11 +287,20 @@ impl Source for DiesMidway {
         self.0.check(cx).await
     }
 
-    async fn snapshot(&self, cx: &Context, how: &bk_core::source::SnapshotOptions) -> bk_core::Result<Box<dyn bk_core::source::Snapshot>> {
+    async fn snapshot(
+        &self,
+        cx: &Context,
+        how: &bk_core::source::SnapshotOptions,
+    ) -> bk_core::Result<Box<dyn bk_core::source::Snapshot>> {
         self.0.snapshot(cx, how).await
     }
 
-    async fn restore(&self, cx: &Context, input: bk_core::source::Input, how: &bk_core::source::RestoreOptions) -> bk_core::Result<bk_core::source::Tally> {
+    async fn restore(
+        &self,
+        cx: &Context,
+        input: bk_core::source::Input,
+        how: &bk_core::source::RestoreOptions,
+    ) -> bk_core::Result<bk_core::source::Tally> {
         std::fs::create_dir_all(self.1.join("sizes/small/record/in the way")).unwrap();
         let done = self.0.restore(cx, input, how).await;
         std::fs::remove_dir_all(self.1.join("sizes/small/record")).unwrap();
@@ -234,31 +325,64 @@ async fn the_fake_source_passes_the_suite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_source_passes_the_suite() {
-    let subject = || -> Box<dyn Subject> { Box::new(Folder { root: tempfile::tempdir().unwrap(), bad: Default::default() }) };
+    let subject = || -> Box<dyn Subject> {
+        Box::new(Folder {
+            root: tempfile::tempdir().unwrap(),
+            bad: Default::default(),
+        })
+    };
     assert_eq!(every_source_check(subject).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_defect_of_a_source_is_caught_by_its_check() {
     let caught_by = [
-        (SourceDefect::SnapshotNotClosed, "a_snapshot_is_closed_when_another_source_fails"),
+        (
+            SourceDefect::SnapshotNotClosed,
+            "a_snapshot_is_closed_when_another_source_fails",
+        ),
         (SourceDefect::UnitWithoutEnd, "every_expected_unit_ends"),
         (SourceDefect::ShortBody, "what_was_there_comes_back"),
         (SourceDefect::LosesAUnit, "what_was_there_comes_back"),
         (SourceDefect::WrongCount, "a_restore_counts_what_it_wrote"),
-        (SourceDefect::ReplacesANeighbour, "replacing_a_unit_leaves_its_neighbours"),
-        (SourceDefect::ReplaceKeepsTheRest, "replacing_a_group_removes_what_the_archive_has_not"),
+        (
+            SourceDefect::ReplacesANeighbour,
+            "replacing_a_unit_leaves_its_neighbours",
+        ),
+        (
+            SourceDefect::ReplaceKeepsTheRest,
+            "replacing_a_group_removes_what_the_archive_has_not",
+        ),
         (SourceDefect::MergeDropsTheRest, "merging_keeps_the_rest"),
         (SourceDefect::CheckChangesThings, "check_changes_nothing"),
-        (SourceDefect::SequenceNumberInAMember, "the_same_data_gives_the_same_blocks"),
-        (SourceDefect::RestoresTheExcluded, "the_excluded_is_not_written"),
-        (SourceDefect::RefuseWrites, "refuse_writes_nothing_where_something_is"),
-        (SourceDefect::NoMark, "a_half_restored_target_is_not_backed_up_as_good"),
+        (
+            SourceDefect::SequenceNumberInAMember,
+            "the_same_data_gives_the_same_blocks",
+        ),
+        (
+            SourceDefect::RestoresTheExcluded,
+            "the_excluded_is_not_written",
+        ),
+        (
+            SourceDefect::RefuseWrites,
+            "refuse_writes_nothing_where_something_is",
+        ),
+        (
+            SourceDefect::NoMark,
+            "a_half_restored_target_is_not_backed_up_as_good",
+        ),
     ];
     let checks: std::collections::BTreeSet<_> = caught_by.iter().map(|(_, check)| *check).collect();
-    assert_eq!(checks.len(), source_suite::CHECKS.len(), "a check without a mutant");
+    assert_eq!(
+        checks.len(),
+        source_suite::CHECKS.len(),
+        "a check without a mutant"
+    );
     for (defect, check) in caught_by {
         let failed = every_source_check(|| Box::new(Fake::new(Some(defect)))).await;
-        assert!(failed.iter().any(|(name, _)| *name == check), "{defect:?} was not caught by {check}, only by {failed:?}");
+        assert!(
+            failed.iter().any(|(name, _)| *name == check),
+            "{defect:?} was not caught by {check}, only by {failed:?}"
+        );
     }
 }

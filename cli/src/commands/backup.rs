@@ -12,7 +12,12 @@ use bk_core::manifest::State;
 use bk_core::plan::BackupPlan;
 use bk_core::report::{BackupReport, Cause, SinkReport, SourceReport};
 
-pub async fn run(cx: &Context, config: &Config, args: &BackupArgs, global: &Global) -> Result<Vec<Cause>> {
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &BackupArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     let sources = chosen(config, args)?;
     let created = cx.clock.now();
     let plan = BackupPlan {
@@ -28,7 +33,13 @@ pub async fn run(cx: &Context, config: &Config, args: &BackupArgs, global: &Glob
         return Ok(Vec::new());
     }
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
-    let backup = Backup { settings: &config.archive, sources: &sources, sinks: &config.sinks, plan, limits: Limits::default() };
+    let backup = Backup {
+        settings: &config.archive,
+        sources: &sources,
+        sinks: &config.sinks,
+        plan,
+        limits: Limits::default(),
+    };
     let report = backup.run(cx).await;
     if global.json {
         print_json(&report);
@@ -43,20 +54,30 @@ pub async fn run(cx: &Context, config: &Config, args: &BackupArgs, global: &Glob
 fn chosen(config: &Config, args: &BackupArgs) -> Result<Vec<SourceInstance>> {
     for name in args.only.iter().chain(&args.exclude) {
         if !config.sources.iter().any(|s| s.name == *name) {
-            let near = bk_core::selector::nearest(name, config.sources.iter().map(|s| s.name.as_str()));
-            return Err(not_found(format!("there is no source `{name}`")).hint(format!("the nearest names: {}", near.join(", "))));
+            let near =
+                bk_core::selector::nearest(name, config.sources.iter().map(|s| s.name.as_str()));
+            return Err(not_found(format!("there is no source `{name}`"))
+                .hint(format!("the nearest names: {}", near.join(", "))));
         }
     }
-    let takes = |s: &&SourceInstance| (args.only.is_empty() || args.only.contains(&s.name)) && !args.exclude.contains(&s.name);
+    let takes = |s: &&SourceInstance| {
+        (args.only.is_empty() || args.only.contains(&s.name)) && !args.exclude.contains(&s.name)
+    };
     let sources: Vec<_> = config.sources.iter().filter(takes).cloned().collect();
     if sources.is_empty() {
-        return Err(settings("no source is set and enabled").hint("add a [source.NAME] table, and its plugin to `plugins`"));
+        return Err(settings("no source is set and enabled")
+            .hint("add a [source.NAME] table, and its plugin to `plugins`"));
     }
     Ok(sources)
 }
 
 fn print_plan(config: &Config, sources: &[SourceInstance], plan: &BackupPlan) {
-    output::data(&format!("would write {} of site {}, from {}", plan.name.plain(), config.archive.site, config.path.display()));
+    output::data(&format!(
+        "would write {} of site {}, from {}",
+        plan.name.plain(),
+        config.archive.site,
+        config.path.display()
+    ));
     for source in sources {
         output::data(&format!("  from {} ({})", source.name, source.plugin));
     }
@@ -64,7 +85,9 @@ fn print_plan(config: &Config, sources: &[SourceInstance], plan: &BackupPlan) {
         output::data(&format!("  to   {} ({})", sink.name, sink.plugin));
     }
     for name in &plan.not_backed_up {
-        output::data(&format!("  not backed up: {name}, its plugin is not enabled"));
+        output::data(&format!(
+            "  not backed up: {name}, its plugin is not enabled"
+        ));
     }
 }
 
@@ -72,15 +95,27 @@ fn print(report: &BackupReport) {
     report.sources.iter().for_each(print_source);
     let published = report.sinks.iter().any(|s| s.published.is_some());
     if published {
-        let milliseconds = (report.finished.as_millisecond() - report.started.as_millisecond()).max(1) as u64;
+        let milliseconds =
+            (report.finished.as_millisecond() - report.started.as_millisecond()).max(1) as u64;
         let ratio = report.raw_bytes as f64 / report.bytes.max(1) as f64;
         let state = if report.complete { "whole" } else { "PARTIAL" };
-        let between = if report.sources.len() > 1 { format!(", {} ms between sources", report.skew_ms) } else { String::new() };
-        say(&format!("  {}   {}   {ratio:.1} : 1   {}   {state}{between}", report.name, bytes(report.bytes), rate(report.raw_bytes, milliseconds)));
+        let between = if report.sources.len() > 1 {
+            format!(", {} ms between sources", report.skew_ms)
+        } else {
+            String::new()
+        };
+        say(&format!(
+            "  {}   {}   {ratio:.1} : 1   {}   {state}{between}",
+            report.name,
+            bytes(report.bytes),
+            rate(report.raw_bytes, milliseconds)
+        ));
     }
     report.sinks.iter().for_each(print_sink);
     for name in &report.not_backed_up {
-        say(&format!("  not backed up: {name}, its plugin is not enabled"));
+        say(&format!(
+            "  not backed up: {name}, its plugin is not enabled"
+        ));
     }
 }
 
@@ -91,11 +126,27 @@ fn print_source(source: &SourceReport) {
         State::Partial => format!("   PARTIAL, {} failed", count(t.failed, "unit")),
         State::Failed => "   FAILED".into(),
     };
-    let at = source.position.as_ref().map(|p| format!("   at {p}")).unwrap_or_default();
-    let what = format!("{} · {}", count(t.units, "unit"), count(t.members, "member"));
-    say(&format!("  {:10} {what:30} {:>9}   {:>7}{at}{state}", source.name, bytes(t.bytes), seconds(source.milliseconds)));
+    let at = source
+        .position
+        .as_ref()
+        .map(|p| format!("   at {p}"))
+        .unwrap_or_default();
+    let what = format!(
+        "{} · {}",
+        count(t.units, "unit"),
+        count(t.members, "member")
+    );
+    say(&format!(
+        "  {:10} {what:30} {:>9}   {:>7}{at}{state}",
+        source.name,
+        bytes(t.bytes),
+        seconds(source.milliseconds)
+    ));
     for failed in &source.failed {
-        say(&format!("             failed: {}/{}: {}", failed.group, failed.name, failed.why));
+        say(&format!(
+            "             failed: {}/{}: {}",
+            failed.group, failed.name, failed.why
+        ));
     }
     for warning in &source.warnings {
         say(&format!("             warning: {warning}"));
@@ -108,7 +159,10 @@ fn print_sink(sink: &SinkReport) {
         (Some((name, version)), None) => format!("{name}  version {version}  verified"),
         (None, None) => "nothing published".into(),
     };
-    say(&format!("    {:8} {}   {outcome}", sink.name, sink.describe));
+    say(&format!(
+        "    {:8} {}   {outcome}",
+        sink.name, sink.describe
+    ));
     for line in &sink.pruned {
         say(&format!("             {line}"));
     }

@@ -26,18 +26,42 @@ struct Checked {
     error: Option<String>,
 }
 
-pub async fn run(cx: &Context, config: &Config, args: &CheckArgs, global: &Global) -> Result<Vec<Cause>> {
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &CheckArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     let mut causes = Vec::new();
     let mut rows = Vec::new();
-    let sources = join_all(config.sources.iter().map(|s| async move { (s, patiently(cx, s.source.check(&cx.for_instance(&s.name))).await) })).await;
+    let sources = join_all(config.sources.iter().map(|s| async move {
+        (
+            s,
+            patiently(cx, s.source.check(&cx.for_instance(&s.name))).await,
+        )
+    }))
+    .await;
     for (source, health) in sources {
-        rows.push(row("source", &source.name, &source.plugin, health, &mut causes));
+        rows.push(row(
+            "source",
+            &source.name,
+            &source.plugin,
+            health,
+            &mut causes,
+        ));
     }
-    let sinks = join_all(config.sinks.iter().map(|s| async move { (s, patiently(cx, s.sink.check(&cx.for_instance(&s.name))).await) })).await;
+    let sinks = join_all(config.sinks.iter().map(|s| async move {
+        (
+            s,
+            patiently(cx, s.sink.check(&cx.for_instance(&s.name))).await,
+        )
+    }))
+    .await;
     for (sink, health) in sinks {
         let mut row = row("sink", &sink.name, &sink.plugin, health, &mut causes);
         if sink.policy.keep.is_none() {
-            row.warnings.push("no `keep`: it grows without limit".into());
+            row.warnings
+                .push("no `keep`: it grows without limit".into());
         }
         rows.push(row);
     }
@@ -46,22 +70,43 @@ pub async fn run(cx: &Context, config: &Config, args: &CheckArgs, global: &Globa
     if global.json {
         print_json(&serde_json::json!({ "checked": rows, "causes": causes }));
     } else {
-        let partials: std::collections::BTreeSet<_> = catalogue.archives().take_while(|(_, s)| !s.complete).map(|(_, s)| &s.id).collect();
+        let partials: std::collections::BTreeSet<_> = catalogue
+            .archives()
+            .take_while(|(_, s)| !s.complete)
+            .map(|(_, s)| &s.id)
+            .collect();
         if partials.len() >= 3 {
-            data(&format!("the last {} archives are all partial", partials.len()));
+            data(&format!(
+                "the last {} archives are all partial",
+                partials.len()
+            ));
         }
         rows.iter().for_each(print);
-        config.not_enabled.iter().for_each(|name| data(&format!("not backed up: {name}, its plugin is not enabled")));
+        config
+            .not_enabled
+            .iter()
+            .for_each(|name| data(&format!("not backed up: {name}, its plugin is not enabled")));
     }
     say_causes(&causes);
     Ok(causes)
 }
 
 async fn patiently(cx: &Context, check: impl Future<Output = Result<Health>>) -> Result<Health> {
-    cx.within(PATIENCE, || Error::new(ErrorKind::Unreachable, "no answer within 10 s"), check).await
+    cx.within(
+        PATIENCE,
+        || Error::new(ErrorKind::Unreachable, "no answer within 10 s"),
+        check,
+    )
+    .await
 }
 
-fn row(role: &'static str, name: &str, plugin: &str, health: Result<Health>, causes: &mut Vec<Cause>) -> Checked {
+fn row(
+    role: &'static str,
+    name: &str,
+    plugin: &str,
+    health: Result<Health>,
+    causes: &mut Vec<Cause>,
+) -> Checked {
     let (describe, warnings, error) = match health {
         Ok(health) => (health.describe, health.warnings, None),
         Err(error) => {
@@ -69,13 +114,25 @@ fn row(role: &'static str, name: &str, plugin: &str, health: Result<Health>, cau
             (String::new(), Vec::new(), Some(error.what))
         }
     };
-    Checked { role, name: name.to_owned(), plugin: plugin.to_owned(), describe, warnings, error }
+    Checked {
+        role,
+        name: name.to_owned(),
+        plugin: plugin.to_owned(),
+        describe,
+        warnings,
+        error,
+    }
 }
 
 fn print(row: &Checked) {
     let outcome = if row.error.is_some() { "FAILED" } else { "ok" };
-    data(&format!("{:6} {:10} {outcome:6} {}", row.role, row.name, row.describe));
-    row.warnings.iter().for_each(|warning| data(&format!("                  warning: {warning}")));
+    data(&format!(
+        "{:6} {:10} {outcome:6} {}",
+        row.role, row.name, row.describe
+    ));
+    row.warnings
+        .iter()
+        .for_each(|warning| data(&format!("                  warning: {warning}")));
 }
 
 /// Exit 9: the newest whole archive is older than the operator allows.
@@ -83,11 +140,17 @@ pub fn stale(cx: &Context, catalogue: &Catalogue, max_age: Option<Duration>) -> 
     let max_age = max_age?;
     let newest = catalogue.newest_whole().map(|summary| summary.created);
     let age = newest.map(|at| cx.clock.now().duration_since(at));
-    let too_old = age.is_none_or(|age| age > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX));
+    let too_old = age.is_none_or(|age| {
+        age > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX)
+    });
     if !too_old {
         return None;
     }
-    let what = newest.map_or_else(|| "there is no whole archive".to_owned(), |at| format!("the newest whole archive is of {at}"));
-    let error = Error::new(ErrorKind::Unreachable, what).hint("look at the last run's report, then bk backup");
+    let what = newest.map_or_else(
+        || "there is no whole archive".to_owned(),
+        |at| format!("the newest whole archive is of {at}"),
+    );
+    let error = Error::new(ErrorKind::Unreachable, what)
+        .hint("look at the last run's report, then bk backup");
     Some(Cause::of(Class::Stale, "", &error))
 }

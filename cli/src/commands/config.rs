@@ -10,15 +10,31 @@ pub fn run(command: &ConfigCommand, global: &Global) -> Result<Vec<Cause>> {
     let config = load(global)?;
     match command {
         ConfigCommand::Validate => {
-            data(&format!("{}: good; {} sources, {} sinks", layers(global).find()?.display(), config.sources.len(), config.sinks.len()));
-            config.not_enabled.iter().for_each(|name| data(&format!("not backed up: {name}, its plugin is not enabled")));
+            data(&format!(
+                "{}: good; {} sources, {} sinks",
+                layers(global).find()?.display(),
+                config.sources.len(),
+                config.sinks.len()
+            ));
+            config.not_enabled.iter().for_each(|name| {
+                data(&format!("not backed up: {name}, its plugin is not enabled"))
+            });
         }
         ConfigCommand::Show if global.json => print_json(&config.values),
         ConfigCommand::Show => {
             data(&format!("# {}", config.path.display()));
-            let width = config.values.iter().map(|(key, value, _)| key.len() + value.len() + 3).max().unwrap_or(0).min(60);
+            let width = config
+                .values
+                .iter()
+                .map(|(key, value, _)| key.len() + value.len() + 3)
+                .max()
+                .unwrap_or(0)
+                .min(60);
             for (key, value, origin) in &config.values {
-                data(&format!("{:width$}  # {origin}", format!("{key} = {value}")));
+                data(&format!(
+                    "{:width$}  # {origin}",
+                    format!("{key} = {value}")
+                ));
             }
         }
     }

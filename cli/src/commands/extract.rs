@@ -11,12 +11,26 @@ use bk_core::report::Cause;
 use bk_core::restore::{self, Request};
 use bk_core::selector::Selection;
 
-pub async fn run(cx: &Context, config: &Config, args: &ExtractArgs, global: &Global) -> Result<Vec<Cause>> {
-    let request = Request { wish: wish(&args.which, args.allow_partial), file: args.file.clone(), offline_ok: args.which.offline_ok, ..Request::default() };
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &ExtractArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
+    let request = Request {
+        wish: wish(&args.which, args.allow_partial),
+        file: args.file.clone(),
+        offline_ok: args.which.offline_ok,
+        ..Request::default()
+    };
     let (chosen, warnings) = restore::open(cx, config, &request).await?;
     say_warnings(&warnings);
     if !chosen.copies[0].1.manifest.complete && !args.allow_partial {
-        return Err(conflict(format!("the archive `{}` is partial: something named is missing in it", chosen.name)).hint("look with bk show, then repeat with --allow-partial"));
+        return Err(conflict(format!(
+            "the archive `{}` is partial: something named is missing in it",
+            chosen.name
+        ))
+        .hint("look with bk show, then repeat with --allow-partial"));
     }
     let options = ExtractOptions {
         into: args.into.clone(),
@@ -30,7 +44,12 @@ pub async fn run(cx: &Context, config: &Config, args: &ExtractArgs, global: &Glo
     if global.json {
         print_json(&extracted);
     }
-    say(&format!("  {} · {} into {}", count(extracted.members, "member"), bytes(extracted.bytes), args.into.display()));
+    say(&format!(
+        "  {} · {} into {}",
+        count(extracted.members, "member"),
+        bytes(extracted.bytes),
+        args.into.display()
+    ));
     for (name, why) in &extracted.skipped {
         say(&format!("  skipped    {name} ({why})"));
     }

@@ -25,14 +25,23 @@ pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> R
     let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
     let entries = catalogue.choose(&wish(&args.which, true), &zone)?;
     for entry in entries {
-        let (Some(summary), sink) = (entry.summary(), config.sink(&entry.sink)?) else { continue };
+        let (Some(summary), sink) = (entry.summary(), config.sink(&entry.sink)?) else {
+            continue;
+        };
         let cx = cx.for_instance(&sink.name);
         match what {
             What::Pin => pins::pin(&cx, &sink.sink, &summary.id, &args.label).await?,
             What::Unpin => pins::unpin(&cx, &sink.sink, &summary.id).await?,
         }
-        let word = if what == What::Pin { "pinned" } else { "no longer pinned" };
-        say(&format!("  {} on {}: {word}", entry.stored.name, entry.sink));
+        let word = if what == What::Pin {
+            "pinned"
+        } else {
+            "no longer pinned"
+        };
+        say(&format!(
+            "  {} on {}: {word}",
+            entry.stored.name, entry.sink
+        ));
     }
     Ok(Vec::new())
 }

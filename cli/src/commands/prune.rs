@@ -11,20 +11,40 @@ use bk_core::prune::{PruneOptions, Pruned, prune_sink};
 use bk_core::report::Cause;
 use jiff::tz::TimeZone;
 
-pub async fn run(cx: &Context, config: &Config, args: &PruneArgs, global: &Global) -> Result<Vec<Cause>> {
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &PruneArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
     let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
-    let options = PruneOptions { dry_run: args.dry_run, accept: args.accept.clone() };
+    let options = PruneOptions {
+        dry_run: args.dry_run,
+        accept: args.accept.clone(),
+    };
     let mut causes = Vec::new();
     let mut reports = Vec::new();
-    for sink in config.sinks.iter().filter(|s| args.from.as_ref().is_none_or(|from| *from == s.name)) {
+    for sink in config
+        .sinks
+        .iter()
+        .filter(|s| args.from.as_ref().is_none_or(|from| *from == s.name))
+    {
         if sink.policy.keep.is_none() {
-            say(&format!("`{}` has no `keep`: nothing is ever deleted there, and it grows without limit", sink.name));
+            say(&format!(
+                "`{}` has no `keep`: nothing is ever deleted there, and it grows without limit",
+                sink.name
+            ));
             continue;
         }
         match prune_sink(&cx.for_instance(&sink.name), sink, &zone, &options).await {
             Ok(pruned) => {
-                causes.extend(pruned.failed.iter().map(|what| Cause::partial(&sink.name, what.clone())));
+                causes.extend(
+                    pruned
+                        .failed
+                        .iter()
+                        .map(|what| Cause::partial(&sink.name, what.clone())),
+                );
                 reports.push(pruned);
             }
             Err(error) => causes.push(Cause::new(&sink.name, &error)),
@@ -43,22 +63,50 @@ pub async fn run(cx: &Context, config: &Config, args: &PruneArgs, global: &Globa
 }
 
 fn print(pruned: &Pruned, args: &PruneArgs) {
-    let name = |id: &str| pruned.names.iter().find(|(i, _)| i == id).map_or_else(|| id.to_owned(), |(_, name)| name.clone());
+    let name = |id: &str| {
+        pruned
+            .names
+            .iter()
+            .find(|(i, _)| i == id)
+            .map_or_else(|| id.to_owned(), |(_, name)| name.clone())
+    };
     if args.dry_run || args.explain {
         for decision in &pruned.verdict.decisions {
             let word = if decision.keep { "keep" } else { "drop" };
-            data(&format!("{}  {word}  {}  {}", pruned.sink, name(&decision.id), decision.reasons.join("; ")));
+            data(&format!(
+                "{}  {word}  {}  {}",
+                pruned.sink,
+                name(&decision.id),
+                decision.reasons.join("; ")
+            ));
         }
     }
     for hold in &pruned.verdict.holds {
-        say(&format!("`{}` holds, nothing is deleted: {hold}", pruned.sink));
+        say(&format!(
+            "`{}` holds, nothing is deleted: {hold}",
+            pruned.sink
+        ));
     }
-    if let (false, Some(newest)) = (pruned.verdict.holds.is_empty(), pruned.verdict.decisions.first()) {
-        say(&format!("hint: look, and release it with bk prune --accept {}", newest.id));
+    if let (false, Some(newest)) = (
+        pruned.verdict.holds.is_empty(),
+        pruned.verdict.decisions.first(),
+    ) {
+        say(&format!(
+            "hint: look, and release it with bk prune --accept {}",
+            newest.id
+        ));
     }
     if args.dry_run {
-        say(&format!("`{}`: {} would go", pruned.sink, count(pruned.verdict.deletions().count() as u64, "archive")));
+        say(&format!(
+            "`{}`: {} would go",
+            pruned.sink,
+            count(pruned.verdict.deletions().count() as u64, "archive")
+        ));
     } else {
-        say(&format!("`{}`: {} deleted", pruned.sink, count(pruned.deleted.len() as u64, "archive")));
+        say(&format!(
+            "`{}`: {} deleted",
+            pruned.sink,
+            count(pruned.deleted.len() as u64, "archive")
+        ));
     }
 }

@@ -15,14 +15,21 @@ use bk_core::selector::Selection;
 use bk_core::source::Existing;
 use std::io::{BufRead, IsTerminal, Write};
 
-pub async fn run(cx: &Context, config: &Config, args: RestoreArgs, global: &Global) -> Result<Vec<Cause>> {
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: RestoreArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     if let Some(limit) = args.list_versions {
         return list_versions(cx, config, &args, limit, global).await;
     }
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
     if let Some(name) = &args.forget_unfinished {
         restore::forget_unfinished(cx, config, name).await?;
-        say(&format!("the mark of the unfinished restore of `{name}` is gone"));
+        say(&format!(
+            "the mark of the unfinished restore of `{name}` is gone"
+        ));
         return Ok(Vec::new());
     }
     let request = Request {
@@ -70,14 +77,22 @@ pub fn existing(arg: ExistingArg) -> Existing {
     }
 }
 
-async fn list_versions(cx: &Context, config: &Config, args: &RestoreArgs, limit: usize, global: &Global) -> Result<Vec<Cause>> {
+async fn list_versions(
+    cx: &Context,
+    config: &Config,
+    args: &RestoreArgs,
+    limit: usize,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     let sinks = match &args.which.from {
         Some(name) => vec![config.sink(name)?.clone()],
         None => config.sinks.clone(),
     };
     let mut catalogue = Catalogue::read(cx, &sinks).await;
     if let Some((sink, error)) = catalogue.failures.pop().filter(|_| !args.which.offline_ok) {
-        return Err(error.within(format!("could not list `{sink}`")).hint("name one sink with --from, or repeat with --offline-ok"));
+        return Err(error
+            .within(format!("could not list `{sink}`"))
+            .hint("name one sink with --from, or repeat with --offline-ok"));
     }
     let mut seen = std::collections::BTreeSet::new();
     let mut rows = Vec::new();
@@ -92,22 +107,37 @@ async fn list_versions(cx: &Context, config: &Config, args: &RestoreArgs, limit:
     if global.json {
         print_json(&rows);
     } else {
-        rows.iter().for_each(|(version, created)| output::data(&format!("{version}  {created}")));
+        rows.iter()
+            .for_each(|(version, created)| output::data(&format!("{version}  {created}")));
     }
     Ok(Vec::new())
 }
 
 fn print_plan(plan: &RestorePlan) {
     let state = if plan.complete { "" } else { "  PARTIAL" };
-    say(&format!("  from {}  {}  version {}  made {} by {}{state}", plan.from, plan.name, plan.version, plan.created.strftime("%Y-%m-%d %H:%M:%S UTC"), plan.tool));
+    say(&format!(
+        "  from {}  {}  version {}  made {} by {}{state}",
+        plan.from,
+        plan.name,
+        plan.version,
+        plan.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        plan.tool
+    ));
     plan.targets.iter().for_each(print_target);
     for name in &plan.without_source {
-        say(&format!("  {name:10} is in the archive, but no source here has that name"));
+        say(&format!(
+            "  {name:10} is in the archive, but no source here has that name"
+        ));
     }
     for (name, why) in &plan.skipped {
         say(&format!("  skipped    {name} ({why})"));
     }
-    say(&format!("  reads {} of {}, settings {}", bytes(plan.reads_bytes), bytes(plan.of_bytes), plan.settings));
+    say(&format!(
+        "  reads {} of {}, settings {}",
+        bytes(plan.reads_bytes),
+        bytes(plan.of_bytes),
+        plan.settings
+    ));
 }
 
 fn print_target(target: &Target) {
@@ -117,14 +147,33 @@ fn print_target(target: &Target) {
         Some(Existing::Merge) => "the archive wins, the rest stays",
         Some(Existing::Replace) => "replaced: what the archive does not have is removed",
     };
-    say(&format!("  {:10} {} · {}  to {}", target.source, count(target.units, "unit"), bytes(target.bytes), target.describe));
+    say(&format!(
+        "  {:10} {} · {}  to {}",
+        target.source,
+        count(target.units, "unit"),
+        bytes(target.bytes),
+        target.describe
+    ));
     say(&format!("             {existing}"));
     for into in &target.into {
         say(&format!("             {into}"));
     }
-    let named: Vec<_> = target.selected.iter().take(8).map(|s| s.unit.as_ref().map_or_else(|| s.group.clone(), |unit| format!("{}/{unit}", s.group))).collect();
+    let named: Vec<_> = target
+        .selected
+        .iter()
+        .take(8)
+        .map(|s| {
+            s.unit
+                .as_ref()
+                .map_or_else(|| s.group.clone(), |unit| format!("{}/{unit}", s.group))
+        })
+        .collect();
     let more = target.selected.len().saturating_sub(named.len());
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     say(&format!("             {}{more}", named.join(", ")));
 }
 
@@ -134,7 +183,10 @@ fn confirm(args: &RestoreArgs) -> Result<()> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(conflict("nobody can be asked here, and this would overwrite things").hint("look at the plan above, then repeat with --yes"));
+        return Err(
+            conflict("nobody can be asked here, and this would overwrite things")
+                .hint("look at the plan above, then repeat with --yes"),
+        );
     }
     // The question goes where the plan went.
     let _ = write!(std::io::stderr().lock(), "restore now? [y/N] ");
@@ -148,8 +200,17 @@ fn confirm(args: &RestoreArgs) -> Result<()> {
 
 fn print(report: &RestoreReport) {
     for restored in &report.restored {
-        let what = format!("{} · {}", count(restored.units, "unit"), count(restored.members, "member"));
-        say(&format!("  {:10} {what:30} {:>9}   {:>7}   restored and counted", restored.name, bytes(restored.bytes), seconds(restored.milliseconds)));
+        let what = format!(
+            "{} · {}",
+            count(restored.units, "unit"),
+            count(restored.members, "member")
+        );
+        say(&format!(
+            "  {:10} {what:30} {:>9}   {:>7}   restored and counted",
+            restored.name,
+            bytes(restored.bytes),
+            seconds(restored.milliseconds)
+        ));
         for kept in &restored.kept {
             say(&format!("             kept, not in the archive: {kept}"));
         }

@@ -11,8 +11,18 @@ use bk_core::manifest::{Instance, State};
 use bk_core::report::Cause;
 use bk_core::restore::{self, Request};
 
-pub async fn run(cx: &Context, config: &Config, args: &ShowArgs, global: &Global) -> Result<Vec<Cause>> {
-    let request = Request { wish: wish(&args.which, true), file: args.file.clone(), offline_ok: args.which.offline_ok, ..Request::default() };
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &ShowArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
+    let request = Request {
+        wish: wish(&args.which, true),
+        file: args.file.clone(),
+        offline_ok: args.which.offline_ok,
+        ..Request::default()
+    };
     let (chosen, warnings) = restore::open(cx, config, &request).await?;
     say_warnings(&warnings);
     let opened = &chosen.copies[0].1;
@@ -21,12 +31,37 @@ pub async fn run(cx: &Context, config: &Config, args: &ShowArgs, global: &Global
         print_json(manifest);
         return Ok(Vec::new());
     }
-    let state = if manifest.complete { "whole" } else { "PARTIAL" };
-    let label = manifest.label.as_ref().map(|l| format!("  \"{l}\"")).unwrap_or_default();
-    data(&format!("{}  on {}  version {}{label}", chosen.name, chosen.from, chosen.version));
-    data(&format!("  site {}  id {}  {state}", manifest.site, manifest.id));
-    data(&format!("  made {} to {} by {}", manifest.created.strftime("%Y-%m-%d %H:%M:%S"), manifest.finished.strftime("%H:%M:%S UTC"), manifest.tool));
-    data(&format!("  {} in {}, {} inside, {} ms between sources", bytes(opened.stored_bytes()), count(opened.blocks() as u64, "block"), bytes(opened.raw_bytes()), manifest.skew_ms));
+    let state = if manifest.complete {
+        "whole"
+    } else {
+        "PARTIAL"
+    };
+    let label = manifest
+        .label
+        .as_ref()
+        .map(|l| format!("  \"{l}\""))
+        .unwrap_or_default();
+    data(&format!(
+        "{}  on {}  version {}{label}",
+        chosen.name, chosen.from, chosen.version
+    ));
+    data(&format!(
+        "  site {}  id {}  {state}",
+        manifest.site, manifest.id
+    ));
+    data(&format!(
+        "  made {} to {} by {}",
+        manifest.created.strftime("%Y-%m-%d %H:%M:%S"),
+        manifest.finished.strftime("%H:%M:%S UTC"),
+        manifest.tool
+    ));
+    data(&format!(
+        "  {} in {}, {} inside, {} ms between sources",
+        bytes(opened.stored_bytes()),
+        count(opened.blocks() as u64, "block"),
+        bytes(opened.raw_bytes()),
+        manifest.skew_ms
+    ));
     manifest.instances.iter().for_each(print_instance);
     if args.units {
         print_units(opened).await?;
@@ -41,9 +76,21 @@ fn print_instance(instance: &Instance) {
         State::Partial => "  PARTIAL",
         State::Failed => "  FAILED",
     };
-    let consistency = instance.at.as_ref().map(|at| format!("  consistency {}", at.consistency)).unwrap_or_default();
-    data(&format!("{}  ({})  {}{state}", instance.name, instance.plugin, instance.describe));
-    data(&format!("  {}, {}, {}{consistency}", count(t.units, "unit"), count(t.members, "member"), bytes(t.bytes)));
+    let consistency = instance
+        .at
+        .as_ref()
+        .map(|at| format!("  consistency {}", at.consistency))
+        .unwrap_or_default();
+    data(&format!(
+        "{}  ({})  {}{state}",
+        instance.name, instance.plugin, instance.describe
+    ));
+    data(&format!(
+        "  {}, {}, {}{consistency}",
+        count(t.units, "unit"),
+        count(t.members, "member"),
+        bytes(t.bytes)
+    ));
     if let Some(position) = instance.at.as_ref().and_then(|at| at.position.as_ref()) {
         data(&format!("  at {position}"));
     }
@@ -51,7 +98,10 @@ fn print_instance(instance: &Instance) {
         data(&format!("  error: {error}"));
     }
     for failed in &instance.failed {
-        data(&format!("  failed: {}/{}: {}", failed.group, failed.name, failed.why));
+        data(&format!(
+            "  failed: {}/{}: {}",
+            failed.group, failed.name, failed.why
+        ));
     }
     for note in &instance.facts.notes {
         data(&format!("  {note}"));
@@ -66,9 +116,20 @@ async fn print_units(opened: &Opened) -> Result<()> {
     while let Some(batch) = lines.next_piece().await? {
         for line in batch {
             let Line::Unit(unit) = line else { continue };
-            let failed = unit.failed.as_ref().map(|why| format!("  FAILED: {why}")).unwrap_or_default();
+            let failed = unit
+                .failed
+                .as_ref()
+                .map(|why| format!("  FAILED: {why}"))
+                .unwrap_or_default();
             let stage = format!("{:?}", unit.stage).to_lowercase();
-            data(&format!("{}/{}/{}  {stage}  {}  {}{failed}", unit.instance, unit.group, unit.name, count(unit.members, "member"), bytes(unit.bytes)));
+            data(&format!(
+                "{}/{}/{}  {stage}  {}  {}{failed}",
+                unit.instance,
+                unit.group,
+                unit.name,
+                count(unit.members, "member"),
+                bytes(unit.bytes)
+            ));
         }
     }
     Ok(())

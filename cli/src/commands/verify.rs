@@ -14,7 +14,12 @@ use jiff::tz::TimeZone;
 use std::path::Path;
 use std::sync::Arc;
 
-pub async fn run(cx: &Context, config: &Config, args: &VerifyArgs, global: &Global) -> Result<Vec<Cause>> {
+pub async fn run(
+    cx: &Context,
+    config: &Config,
+    args: &VerifyArgs,
+    global: &Global,
+) -> Result<Vec<Cause>> {
     if let Some(path) = &args.file {
         let verified = verify_file(path).await;
         return Ok(tell(&[(path.display().to_string(), verified)], global));
@@ -24,9 +29,17 @@ pub async fn run(cx: &Context, config: &Config, args: &VerifyArgs, global: &Glob
         None => config.sinks.clone(),
     };
     let catalogue = Catalogue::read(cx, &sinks).await;
-    let mut causes: Vec<Cause> = catalogue.failures.iter().map(|(sink, error)| Cause::new(sink, error)).collect();
+    let mut causes: Vec<Cause> = catalogue
+        .failures
+        .iter()
+        .map(|(sink, error)| Cause::new(sink, error))
+        .collect();
     let entries: Vec<&Entry> = if args.all {
-        catalogue.entries.iter().filter(|e| matches!(e.what, What::Archive(_) | What::Damaged(_))).collect()
+        catalogue
+            .entries
+            .iter()
+            .filter(|e| matches!(e.what, What::Archive(_) | What::Damaged(_)))
+            .collect()
     } else {
         let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
         match catalogue.choose(&wish(&args.which, true), &zone) {
@@ -43,8 +56,13 @@ pub async fn run(cx: &Context, config: &Config, args: &VerifyArgs, global: &Glob
     }
     let mut results = Vec::new();
     for entry in entries {
-        let Some(sink) = sinks.iter().find(|s| s.name == entry.sink) else { continue };
-        results.push((format!("{} on {}", entry.stored.name, entry.sink), verify_stored(cx, sink, entry).await));
+        let Some(sink) = sinks.iter().find(|s| s.name == entry.sink) else {
+            continue;
+        };
+        results.push((
+            format!("{} on {}", entry.stored.name, entry.sink),
+            verify_stored(cx, sink, entry).await,
+        ));
     }
     say_causes(&causes);
     causes.extend(tell(&results, global));
@@ -53,34 +71,68 @@ pub async fn run(cx: &Context, config: &Config, args: &VerifyArgs, global: &Glob
 
 fn damaged<'a>(catalogue: &'a Catalogue, args: &VerifyArgs) -> Vec<&'a Entry> {
     let wanted = args.which.version.as_deref().or(args.which.date.as_deref());
-    catalogue.entries.iter().filter(|e| matches!(e.what, What::Damaged(_)) && wanted.is_none_or(|w| e.stored.name.contains(w))).collect()
+    catalogue
+        .entries
+        .iter()
+        .filter(|e| {
+            matches!(e.what, What::Damaged(_)) && wanted.is_none_or(|w| e.stored.name.contains(w))
+        })
+        .collect()
 }
 
 async fn verify_file(path: &Path) -> Result<Verified> {
     let read = Arc::new(FileReadAt::open(path)?);
-    let sums = std::fs::read_to_string(path.with_file_name(format!("{}.sha256", path.file_name().unwrap_or_default().to_string_lossy()))).ok();
+    let sums = std::fs::read_to_string(path.with_file_name(format!(
+        "{}.sha256",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    )))
+    .ok();
     verify(read, sums.as_deref()).await
 }
 
 async fn verify_stored(cx: &Context, sink: &SinkInstance, entry: &Entry) -> Result<Verified> {
     let cx = cx.for_instance(&sink.name);
     let sums = sink.sink.sums(&cx, &entry.stored).await?;
-    let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(cx.clone(), sink.sink.clone(), entry.stored.clone()));
+    let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
+        cx.clone(),
+        sink.sink.clone(),
+        entry.stored.clone(),
+    ));
     verify(read, sums.as_deref()).await
 }
 
 fn tell(results: &[(String, Result<Verified>)], global: &Global) -> Vec<Cause> {
-    let causes: Vec<Cause> = results.iter().filter_map(|(name, result)| result.as_ref().err().map(|error: &Error| Cause::new(name, error))).collect();
+    let causes: Vec<Cause> = results
+        .iter()
+        .filter_map(|(name, result)| {
+            result
+                .as_ref()
+                .err()
+                .map(|error: &Error| Cause::new(name, error))
+        })
+        .collect();
     if global.json {
-        let verified: Vec<_> = results.iter().filter_map(|(name, result)| Some((name, result.as_ref().ok()?))).collect();
+        let verified: Vec<_> = results
+            .iter()
+            .filter_map(|(name, result)| Some((name, result.as_ref().ok()?)))
+            .collect();
         print_json(&serde_json::json!({ "verified": verified, "causes": causes }));
     }
     for (name, result) in results {
         let Ok(verified) = result else { continue };
         say_warnings(&verified.warnings);
         if !global.json {
-            let state = if verified.complete { "whole" } else { "PARTIAL, what is inside is sound" };
-            data(&format!("{name}  {state}  {}, {}, {}", bytes(verified.bytes), count(verified.blocks, "block"), count(verified.members, "member")));
+            let state = if verified.complete {
+                "whole"
+            } else {
+                "PARTIAL, what is inside is sound"
+            };
+            data(&format!(
+                "{name}  {state}  {}, {}, {}",
+                bytes(verified.bytes),
+                count(verified.blocks, "block"),
+                count(verified.members, "member")
+            ));
         }
     }
     say_causes(&causes);

@@ -25,19 +25,35 @@ struct State {
 impl IndexPieces {
     /// Adds a block's line.
     pub async fn block(&self, pool: &Pool, line: BlockLine) -> Result<()> {
-        self.push(pool, &IndexLine { block: Some(line), unit: None }).await
+        self.push(
+            pool,
+            &IndexLine {
+                block: Some(line),
+                unit: None,
+            },
+        )
+        .await
     }
 
     /// Adds a unit's line.
     pub async fn unit(&self, pool: &Pool, line: UnitLine) -> Result<()> {
-        self.push(pool, &IndexLine { block: None, unit: Some(line) }).await
+        self.push(
+            pool,
+            &IndexLine {
+                block: None,
+                unit: Some(line),
+            },
+        )
+        .await
     }
 
     async fn push(&self, pool: &Pool, line: &IndexLine) -> Result<()> {
-        let line = serde_json::to_string(line).map_err(|e| bug(format!("an index line cannot be written: {e}")))?;
+        let line = serde_json::to_string(line)
+            .map_err(|e| bug(format!("an index line cannot be written: {e}")))?;
         let full = {
             let mut state = self.state.lock().expect("no index line panics");
-            let piece_is_full = state.text.len() + line.len() + 1 > INDEX_PIECE_BYTES - 4 * RECORD_BYTES as usize;
+            let piece_is_full =
+                state.text.len() + line.len() + 1 > INDEX_PIECE_BYTES - 4 * RECORD_BYTES as usize;
             let full = piece_is_full.then(|| state.take_piece());
             state.text.push_str(&line);
             state.text.push('\n');
@@ -51,9 +67,14 @@ impl IndexPieces {
 
     async fn compress(&self, pool: &Pool, raw: Vec<u8>) -> Result<()> {
         // A fair guess until it is known: index text shrinks to a third.
-        self.held_bytes.fetch_add(raw.len() as u64 / 3, Ordering::Relaxed);
+        self.held_bytes
+            .fetch_add(raw.len() as u64 / 3, Ordering::Relaxed);
         let answer = pool.submit(raw).await?;
-        self.state.lock().expect("no index line panics").compressing.push(answer);
+        self.state
+            .lock()
+            .expect("no index line panics")
+            .compressing
+            .push(answer);
         Ok(())
     }
 
@@ -71,11 +92,16 @@ impl IndexPieces {
         if let Some(raw) = last {
             self.compress(pool, raw).await?;
         }
-        let answers = std::mem::take(&mut self.state.lock().expect("no index line panics").compressing);
+        let answers =
+            std::mem::take(&mut self.state.lock().expect("no index line panics").compressing);
         self.held_bytes.store(0, Ordering::Relaxed);
         let mut pieces = Vec::with_capacity(answers.len());
         for answer in answers {
-            pieces.push(answer.await.map_err(|_| bug("a compressing thread ended early"))??);
+            pieces.push(
+                answer
+                    .await
+                    .map_err(|_| bug("a compressing thread ended early"))??,
+            );
         }
         Ok(pieces)
     }
@@ -93,7 +119,8 @@ pub enum Take {
 impl State {
     fn take_piece(&mut self) -> Vec<u8> {
         let text = std::mem::take(&mut self.text);
-        let path = MemberPath::new(format!(".bk/index/{:04}.jsonl", self.pieces)).expect("a number makes a good path");
+        let path = MemberPath::new(format!(".bk/index/{:04}.jsonl", self.pieces))
+            .expect("a number makes a good path");
         self.pieces += 1;
         tar::member(&path, &Meta::default(), text.as_bytes())
     }

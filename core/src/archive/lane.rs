@@ -70,13 +70,22 @@ struct Open {
 pub(crate) type Results = (Totals, Vec<FailedUnit>, Option<ErrorKind>);
 
 enum Leftover {
-    Lane { blocks: Vec<RawBlock>, zeros: u64, info: BlockInfo, _permit: Reserved },
+    Lane {
+        blocks: Vec<RawBlock>,
+        zeros: u64,
+        info: BlockInfo,
+        _permit: Reserved,
+    },
     Barrier(oneshot::Sender<()>),
 }
 
 impl Output {
     /// The way in for one instance of a run.
     pub fn new(cx: Context, entrance: Entrance) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a drop cannot wait; each entry holds a lane's permit, so permits bound it"
+        )]
         let (leftovers, queue) = mpsc::unbounded_channel();
         tokio::spawn(hand_in_leftovers(entrance.clone(), queue));
         Self(Arc::new(Instance {
@@ -100,16 +109,25 @@ impl Output {
         if !name.is_empty() {
             units.seen.insert(unit_hash(group, name));
         }
-        match units.open.insert((group.to_owned(), name.to_owned()), Open::default()) {
+        match units
+            .open
+            .insert((group.to_owned(), name.to_owned()), Open::default())
+        {
             None => Ok(()),
-            Some(_) => Err(plugin(format!("unit `{group}/{name}` is expected twice in one stage"))),
+            Some(_) => Err(plugin(format!(
+                "unit `{group}/{name}` is expected twice in one stage"
+            ))),
         }
     }
 
     /// A lane of its own. Waits for memory; a task that holds one lane must not ask for another. `key` names it in traces.
     pub async fn lane(&self, key: &str) -> Result<Lane> {
         let stage = self.stage()?;
-        let extra = if stage == Stage::Data { Extra::WhileItLasts } else { Extra::None };
+        let extra = if stage == Stage::Data {
+            Extra::WhileItLasts
+        } else {
+            Extra::None
+        };
         let permit = tokio::select! {
             biased;
             () = self.0.cx.cancel.cancelled() => return Err(Error::cancelled()),
@@ -117,7 +135,15 @@ impl Output {
         };
         tracing::trace!(instance = %self.0.name, key, ?stage, "lane");
         let epoch = self.0.epoch.load(Ordering::Acquire);
-        Ok(Lane { out: self.clone(), permit: Some(permit), epoch, stage, unit: None, filling: Filling::default(), torn_zeros: 0 })
+        Ok(Lane {
+            out: self.clone(),
+            permit: Some(permit),
+            epoch,
+            stage,
+            unit: None,
+            filling: Filling::default(),
+            torn_zeros: 0,
+        })
     }
 
     /// Room for a body over 4 MiB that is to be held in memory. Refused over the budget; one task holds one reservation at a time.
@@ -133,11 +159,17 @@ impl Output {
     pub async fn end(&self, group: &str, name: &str, count: Counted) -> Result<()> {
         let line = {
             let mut units = self.0.units();
-            let stage = units.stage.ok_or_else(|| plugin("a unit ended outside of any stage"))?;
+            let stage = units
+                .stage
+                .ok_or_else(|| plugin("a unit ended outside of any stage"))?;
             let open = units
                 .open
                 .remove(&(group.to_owned(), name.to_owned()))
-                .ok_or_else(|| plugin(format!("unit `{group}/{name}` ended, but was not expected in this stage")))?;
+                .ok_or_else(|| {
+                    plugin(format!(
+                        "unit `{group}/{name}` ended, but was not expected in this stage"
+                    ))
+                })?;
             units.close(&self.0.name, stage, group, name, open, count)
         };
         self.0.entrance.unit(line).await
@@ -146,18 +178,25 @@ impl Output {
     /// Fails a unit by name: it stays in the archive as far as it came, and makes it partial.
     pub async fn fail(&self, group: &str, name: &str, why: &Error) -> Result<()> {
         let mut units = self.0.units();
-        units.first_failure.get_or_insert_with(|| (why.kind, why.hint.clone()));
+        units
+            .first_failure
+            .get_or_insert_with(|| (why.kind, why.hint.clone()));
         match units.open.get_mut(&(group.to_owned(), name.to_owned())) {
             Some(open) => {
                 open.failed.get_or_insert_with(|| why.to_string());
                 Ok(())
             }
-            None => Err(plugin(format!("unit `{group}/{name}` failed, but was not expected in this stage"))),
+            None => Err(plugin(format!(
+                "unit `{group}/{name}` failed, but was not expected in this stage"
+            ))),
         }
     }
 
     fn stage(&self) -> Result<Stage> {
-        self.0.units().stage.ok_or_else(|| plugin("a lane was opened outside of any stage"))
+        self.0
+            .units()
+            .stage
+            .ok_or_else(|| plugin("a lane was opened outside of any stage"))
     }
 
     /// Engine: a stage begins.
@@ -184,7 +223,14 @@ impl Output {
                     if open.failed.is_none() && !name.is_empty() {
                         open.failed = Some("it did not end".into());
                     }
-                    Some(units.close(&self.0.name, stage?, &group, &name, open, Counted::default()))
+                    Some(units.close(
+                        &self.0.name,
+                        stage?,
+                        &group,
+                        &name,
+                        open,
+                        Counted::default(),
+                    ))
                 })
                 .collect()
         };
@@ -199,18 +245,28 @@ impl Output {
         let mut units = self.0.units();
         units.totals.units = units.seen.len() as u64;
         units.totals.failed = units.failed_names.len() as u64;
-        (units.totals, units.failed.clone(), units.first_failure.as_ref().map(|f| f.0))
+        (
+            units.totals,
+            units.failed.clone(),
+            units.first_failure.as_ref().map(|f| f.0),
+        )
     }
 
     /// Engine: what the first failure said to type.
     pub(crate) fn failure_hint(&self) -> Option<String> {
-        self.0.units().first_failure.as_ref().and_then(|f| f.1.clone())
+        self.0
+            .units()
+            .first_failure
+            .as_ref()
+            .and_then(|f| f.1.clone())
     }
 }
 
 impl Instance {
     fn units(&self) -> std::sync::MutexGuard<'_, Units> {
-        self.units.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.units
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -219,7 +275,15 @@ fn unit_hash(group: &str, name: &str) -> u64 {
 }
 
 impl Units {
-    fn close(&mut self, instance: &str, stage: Stage, group: &str, name: &str, open: Open, count: Counted) -> UnitLine {
+    fn close(
+        &mut self,
+        instance: &str,
+        stage: Stage,
+        group: &str,
+        name: &str,
+        open: Open,
+        count: Counted,
+    ) -> UnitLine {
         self.totals.members += open.members;
         self.totals.bytes += open.bytes;
         self.totals.rows += count.rows;
@@ -227,7 +291,11 @@ impl Units {
             && self.failed_names.insert(unit_hash(group, name))
             && self.failed.len() < FAILED_NAMED
         {
-            self.failed.push(FailedUnit { group: group.to_owned(), name: name.to_owned(), why: why.clone() });
+            self.failed.push(FailedUnit {
+                group: group.to_owned(),
+                name: name.to_owned(),
+                why: why.clone(),
+            });
         }
         UnitLine {
             instance: instance.to_owned(),
@@ -276,16 +344,28 @@ impl Lane {
 
     /// A member of exactly `len` bytes. Up to 16 MiB the body is gathered first: whole or never begun. Larger ones only in
     /// `Stage::Large`; a body that ends early there is filled with zeros, its unit has failed, and no restore writes it.
-    pub async fn sized(&mut self, path: MemberPath, meta: Meta, len: u64, body: Reader<'_>) -> Result<()> {
+    pub async fn sized(
+        &mut self,
+        path: MemberPath,
+        meta: Meta,
+        len: u64,
+        body: Reader<'_>,
+    ) -> Result<()> {
         let path = self.admit(&path)?;
         if len <= GATHERED_MAX_BYTES {
-            let _room = if len > BODY_CUT_BYTES { Some(self.out.reserve(len).await?) } else { None };
+            let _room = if len > BODY_CUT_BYTES {
+                Some(self.out.reserve(len).await?)
+            } else {
+                None
+            };
             let bytes = gather(body, len).await?;
             self.count_member(len)?;
             return self.whole(&path, &meta, &bytes, None).await;
         }
         if self.stage != Stage::Large {
-            return Err(bug(format!("a body of {len} bytes belongs into Stage::Large")));
+            return Err(bug(format!(
+                "a body of {len} bytes belongs into Stage::Large"
+            )));
         }
         self.count_member(len)?;
         self.streamed(&path, &meta, len, body).await
@@ -305,7 +385,8 @@ impl Lane {
             };
             let last = (bytes.len() as u64) < BODY_CUT_BYTES;
             if n == 1 || !bytes.is_empty() || ended.is_some() {
-                let part = MemberPath::new([whole.as_bytes(), format!(".{n:05}").as_bytes()].concat())?;
+                let part =
+                    MemberPath::new([whole.as_bytes(), format!(".{n:05}").as_bytes()].concat())?;
                 total += bytes.len() as u64;
                 self.count_member(bytes.len() as u64)?;
                 if ended.is_some() {
@@ -340,12 +421,22 @@ impl Lane {
     }
 
     fn count_member(&self, bytes: u64) -> Result<()> {
-        let (group, name) = self.unit.as_ref().ok_or_else(|| plugin("a member was written before its unit was named"))?;
+        let (group, name) = self
+            .unit
+            .as_ref()
+            .ok_or_else(|| plugin("a member was written before its unit was named"))?;
         let mut units = self.out.0.units();
         let open = match units.open.get_mut(&(group.clone(), name.clone())) {
             Some(open) => open,
-            None if name.is_empty() => units.open.entry((group.clone(), String::new())).or_default(),
-            None => return Err(plugin(format!("a member of unit `{group}/{name}` was written, but it is not expected"))),
+            None if name.is_empty() => units
+                .open
+                .entry((group.clone(), String::new()))
+                .or_default(),
+            None => {
+                return Err(plugin(format!(
+                    "a member of unit `{group}/{name}` was written, but it is not expected"
+                )));
+            }
         };
         open.members += 1;
         open.bytes += bytes;
@@ -354,7 +445,13 @@ impl Lane {
         Ok(())
     }
 
-    async fn whole(&mut self, path: &MemberPath, meta: &Meta, body: &[u8], part_of: Option<&MemberPath>) -> Result<()> {
+    async fn whole(
+        &mut self,
+        path: &MemberPath,
+        meta: &Meta,
+        body: &[u8],
+        part_of: Option<&MemberPath>,
+    ) -> Result<()> {
         let mut head = self.header(path, meta, body.len() as u64);
         let padded = head.len() as u64 + body.len() as u64 + tar::padding(body.len() as u64);
         if body.len() as u64 > BODY_CUT_BYTES {
@@ -371,7 +468,11 @@ impl Lane {
         self.filling.buffer.extend_from_slice(body);
         self.filling.buffer.resize((from + padded) as usize, 0);
         self.extend_range(from, from + padded);
-        if closes_after(path, padded) { self.close_block().await } else { Ok(()) }
+        if closes_after(path, padded) {
+            self.close_block().await
+        } else {
+            Ok(())
+        }
     }
 
     /// The header; a hard link's target is named beneath the instance, as its path is.
@@ -379,7 +480,14 @@ impl Lane {
         match &meta.kind {
             Kind::Hardlink(target) => {
                 let kind = Kind::Hardlink(target.beneath(&self.out.0.name));
-                tar::header(path, &Meta { kind, ..meta.clone() }, len)
+                tar::header(
+                    path,
+                    &Meta {
+                        kind,
+                        ..meta.clone()
+                    },
+                    len,
+                )
             }
             _ => tar::header(path, meta, len),
         }
@@ -400,7 +508,9 @@ impl Lane {
     }
 
     fn extend_range(&mut self, from: u64, to: u64) {
-        let Some((group, name)) = &self.unit else { return };
+        let Some((group, name)) = &self.unit else {
+            return;
+        };
         let units = &mut self.filling.info.units;
         match units.last_mut() {
             Some(last) if last.0 == *group && last.1 == *name && last.3 == from => last.3 = to,
@@ -425,7 +535,13 @@ impl Lane {
     }
 
     /// A body over 16 MiB, block by block as it comes.
-    async fn streamed(&mut self, path: &MemberPath, meta: &Meta, len: u64, body: Reader<'_>) -> Result<()> {
+    async fn streamed(
+        &mut self,
+        path: &MemberPath,
+        meta: &Meta,
+        len: u64,
+        body: Reader<'_>,
+    ) -> Result<()> {
         self.close_block().await?;
         self.note(path, meta, None);
         let mut raw = self.header(path, meta, len);
@@ -440,7 +556,13 @@ impl Lane {
             let read = read_up_to(body, want).await;
             let (bytes, error) = match read {
                 Ok(bytes) if bytes.len() as u64 == want => (bytes, None),
-                Ok(bytes) => (bytes, Some(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, format!("it ended before its {len} bytes")))),
+                Ok(bytes) => (
+                    bytes,
+                    Some(std::io::Error::new(
+                        std::io::ErrorKind::UnexpectedEof,
+                        format!("it ended before its {len} bytes"),
+                    )),
+                ),
                 Err((bytes, error)) => (bytes, Some(error)),
             };
             good += bytes.len() as u64;
@@ -452,7 +574,9 @@ impl Lane {
                 return Err(self.torn(path, good, error));
             }
             if good == len {
-                self.filling.buffer.resize(self.filling.buffer.len() + pad as usize, 0);
+                self.filling
+                    .buffer
+                    .resize(self.filling.buffer.len() + pad as usize, 0);
                 self.torn_zeros = 0;
             }
             self.submit_filling(begun).await?;
@@ -474,9 +598,17 @@ impl Lane {
 
     /// Marks the unit failed and says so.
     fn torn(&self, path: &MemberPath, good: u64, error: std::io::Error) -> Error {
-        let failure = Error::new(ErrorKind::Unreachable, format!("`{path}` broke off after {good} bytes: {error}"));
+        let failure = Error::new(
+            ErrorKind::Unreachable,
+            format!("`{path}` broke off after {good} bytes: {error}"),
+        );
         if let Some((group, name)) = &self.unit
-            && let Some(open) = self.out.0.units().open.get_mut(&(group.clone(), name.clone()))
+            && let Some(open) = self
+                .out
+                .0
+                .units()
+                .open
+                .get_mut(&(group.clone(), name.clone()))
         {
             open.failed.get_or_insert_with(|| failure.to_string());
         }
@@ -494,7 +626,12 @@ impl Lane {
 
     fn take_info(&mut self, continues: bool) -> BlockInfo {
         let info = std::mem::take(&mut self.filling.info);
-        BlockInfo { instance: Some(self.out.0.name.clone()), stage: Some(self.stage), continues, ..info }
+        BlockInfo {
+            instance: Some(self.out.0.name.clone()),
+            stage: Some(self.stage),
+            continues,
+            ..info
+        }
     }
 
     async fn close_block(&mut self) -> Result<()> {
@@ -509,7 +646,9 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let Some(permit) = self.permit.take() else { return };
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
         if self.filling.buffer.is_empty() && self.torn_zeros == 0 {
             return;
         }
@@ -524,9 +663,18 @@ impl Drop for Lane {
         }
         let continues = zeros > 0 && self.filling.info.first.is_none();
         let info = self.take_info(continues);
-        let blocks = if raw.is_empty() { Vec::new() } else { vec![(raw, info.clone())] };
+        let blocks = if raw.is_empty() {
+            Vec::new()
+        } else {
+            vec![(raw, info.clone())]
+        };
         // The receiver lives as long as the run.
-        let _ = self.out.0.leftovers.send(Leftover::Lane { blocks, zeros, info, _permit: permit });
+        let _ = self.out.0.leftovers.send(Leftover::Lane {
+            blocks,
+            zeros,
+            info,
+            _permit: permit,
+        });
     }
 }
 
@@ -538,10 +686,28 @@ async fn hand_in_leftovers(entrance: Entrance, mut queue: mpsc::UnboundedReceive
                 let _ = done.send(());
                 continue;
             }
-            Leftover::Lane { blocks, zeros, info, _permit } => (blocks, zeros, info),
+            Leftover::Lane {
+                blocks,
+                zeros,
+                info,
+                _permit,
+            } => (blocks, zeros, info),
         };
-        let unit = info.units.last().map(|range| (range.0.clone(), range.1.clone()));
-        let rest = zero_blocks(Vec::new(), zeros, BlockInfo { units: Vec::new(), first: None, continues: true, ..info }, unit);
+        let unit = info
+            .units
+            .last()
+            .map(|range| (range.0.clone(), range.1.clone()));
+        let rest = zero_blocks(
+            Vec::new(),
+            zeros,
+            BlockInfo {
+                units: Vec::new(),
+                first: None,
+                continues: true,
+                ..info
+            },
+            unit,
+        );
         for block in blocks.into_iter().chain(rest) {
             if let Err(error) = entrance.submit(vec![block]).await {
                 tracing::warn!(%error, "a lane was dropped and could not be closed");
@@ -552,7 +718,12 @@ async fn hand_in_leftovers(entrance: Entrance, mut queue: mpsc::UnboundedReceive
 }
 
 /// `first` and so many zeros behind it, as blocks.
-fn zero_blocks(first: Vec<u8>, mut zeros: u64, info: BlockInfo, unit: Option<(String, String)>) -> impl Iterator<Item = RawBlock> {
+fn zero_blocks(
+    first: Vec<u8>,
+    mut zeros: u64,
+    info: BlockInfo,
+    unit: Option<(String, String)>,
+) -> impl Iterator<Item = RawBlock> {
     let mut next = Some((first, info));
     std::iter::from_fn(move || {
         let (mut raw, mut info) = next.take()?;
@@ -563,10 +734,20 @@ fn zero_blocks(first: Vec<u8>, mut zeros: u64, info: BlockInfo, unit: Option<(St
             return None;
         }
         if zeros > 0 {
-            let follow = BlockInfo { continues: true, first: None, torn: None, inode_group: Vec::new(), part_of: Vec::new(), ..info.clone() };
+            let follow = BlockInfo {
+                continues: true,
+                first: None,
+                torn: None,
+                inode_group: Vec::new(),
+                part_of: Vec::new(),
+                ..info.clone()
+            };
             next = Some((Vec::new(), follow));
         }
-        info.units = unit.iter().map(|(group, name)| (group.clone(), name.clone(), 0, raw.len() as u64)).collect();
+        info.units = unit
+            .iter()
+            .map(|(group, name)| (group.clone(), name.clone(), 0, raw.len() as u64))
+            .collect();
         Some((raw, info))
     })
 }
@@ -580,13 +761,25 @@ fn closes_after(path: &MemberPath, padded: u64) -> bool {
 async fn gather(body: Reader<'_>, len: u64) -> Result<Vec<u8>> {
     match read_up_to(body, len).await {
         Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
-        Ok(bytes) => Err(Error::new(ErrorKind::Unreachable, format!("a body ended after {} of {len} bytes", bytes.len()))),
-        Err((bytes, error)) => Err(Error::new(ErrorKind::Unreachable, format!("a body broke off after {} of {len} bytes: {error}", bytes.len()))),
+        Ok(bytes) => Err(Error::new(
+            ErrorKind::Unreachable,
+            format!("a body ended after {} of {len} bytes", bytes.len()),
+        )),
+        Err((bytes, error)) => Err(Error::new(
+            ErrorKind::Unreachable,
+            format!(
+                "a body broke off after {} of {len} bytes: {error}",
+                bytes.len()
+            ),
+        )),
     }
 }
 
 /// Up to `want` bytes; fewer only at the end. With an error, what came before it.
-async fn read_up_to(body: Reader<'_>, want: u64) -> std::result::Result<Vec<u8>, (Vec<u8>, std::io::Error)> {
+async fn read_up_to(
+    body: Reader<'_>,
+    want: u64,
+) -> std::result::Result<Vec<u8>, (Vec<u8>, std::io::Error)> {
     let mut bytes = Vec::with_capacity(want as usize);
     let mut limited = body.take(want);
     match limited.read_to_end(&mut bytes).await {

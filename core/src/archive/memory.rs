@@ -30,10 +30,18 @@ pub struct Division {
 
 impl Division {
     /// Divides `memory_bytes` for `instances` sources on `cores` cores.
-    pub fn new(memory_bytes: u64, cores: usize, preset: u32, instances: usize, max_record_bytes: u64) -> Result<Self> {
+    pub fn new(
+        memory_bytes: u64,
+        cores: usize,
+        preset: u32,
+        instances: usize,
+        max_record_bytes: u64,
+    ) -> Result<Self> {
         if memory_bytes < MEMORY_MIN_BYTES {
-            return Err(settings(format!("`archive.memory` is {memory_bytes} bytes; the least is {MEMORY_MIN_BYTES}"))
-                .hint(format!("set `archive.memory = {MEMORY_MIN_BYTES}` or more")));
+            return Err(settings(format!(
+                "`archive.memory` is {memory_bytes} bytes; the least is {MEMORY_MIN_BYTES}"
+            ))
+            .hint(format!("set `archive.memory = {MEMORY_MIN_BYTES}` or more")));
         }
         // A worker holds its encoder, a block and what comes of it; a typical block is a third of the largest.
         let worker = xz::encoder_memory_bytes(preset) + BLOCK_MAX_BYTES;
@@ -42,12 +50,24 @@ impl Division {
         let rest = memory_bytes.saturating_sub(workers as u64 * worker);
         let record_bytes = (rest / 3).max(GATHERED_MAX_BYTES + (1 << 20));
         let lanes = rest.saturating_sub(record_bytes) / BLOCK_MAX_BYTES / 2;
-        Ok(Self { workers, places: workers + 1, extra_lanes: (lanes as usize).saturating_sub(instances), record_bytes, max_record_bytes })
+        Ok(Self {
+            workers,
+            places: workers + 1,
+            extra_lanes: (lanes as usize).saturating_sub(instances),
+            record_bytes,
+            max_record_bytes,
+        })
     }
 
     /// The least that works: every limit at its minimum. The engine's tests run with it.
     pub fn minimum() -> Self {
-        Self { workers: 1, places: 1, extra_lanes: 0, record_bytes: GATHERED_MAX_BYTES + (1 << 20), max_record_bytes: GATHERED_MAX_BYTES }
+        Self {
+            workers: 1,
+            places: 1,
+            extra_lanes: 0,
+            record_bytes: GATHERED_MAX_BYTES + (1 << 20),
+            max_record_bytes: GATHERED_MAX_BYTES,
+        }
     }
 }
 
@@ -104,11 +124,23 @@ impl Budget {
     pub async fn reserve(&self, bytes: u64) -> Result<Reserved> {
         let closed = |_| bug("the memory budget was closed");
         if bytes > self.max_record_bytes.max(self.record_bytes) {
-            return Err(Error::new(crate::ErrorKind::Unsupported, format!("a single record of {bytes} bytes is larger than `archive.max_record` ({})", self.max_record_bytes))
-                .hint(format!("set `archive.max_record` above {bytes}, with as much free memory")));
+            return Err(Error::new(
+                crate::ErrorKind::Unsupported,
+                format!(
+                    "a single record of {bytes} bytes is larger than `archive.max_record` ({})",
+                    self.max_record_bytes
+                ),
+            )
+            .hint(format!(
+                "set `archive.max_record` above {bytes}, with as much free memory"
+            )));
         }
         let permit = if bytes <= self.record_bytes {
-            self.records.clone().acquire_many_owned(bytes.div_ceil(KIB) as u32).await.map_err(closed)?
+            self.records
+                .clone()
+                .acquire_many_owned(bytes.div_ceil(KIB) as u32)
+                .await
+                .map_err(closed)?
         } else {
             self.giant.clone().acquire_owned().await.map_err(closed)?
         };
@@ -135,6 +167,11 @@ mod tests {
         assert_eq!(division.workers, 2);
         assert!(division.record_bytes >= GATHERED_MAX_BYTES);
         assert!(Division::new(MEMORY_MIN_BYTES - 1, 2, 1, 1, 1).is_err());
-        assert_eq!(Division::new(MEMORY_MIN_BYTES, 64, 6, 1, 1).unwrap().workers, 1);
+        assert_eq!(
+            Division::new(MEMORY_MIN_BYTES, 64, 6, 1, 1)
+                .unwrap()
+                .workers,
+            1
+        );
     }
 }

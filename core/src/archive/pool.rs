@@ -54,7 +54,10 @@ impl Pool {
     /// Takes the block as soon as a thread is free for it.
     pub async fn submit(&self, raw: Vec<u8>) -> Result<Answer> {
         let (answer, receiver) = oneshot::channel();
-        self.jobs.send(Job { raw, answer }).await.map_err(|_| bug("the compressing threads are gone"))?;
+        self.jobs
+            .send(Job { raw, answer })
+            .await
+            .map_err(|_| bug("the compressing threads are gone"))?;
         Ok(receiver)
     }
 }
@@ -73,5 +76,11 @@ fn encode(raw: &[u8], preset: u32) -> Result<Encoded> {
     let block = xz::encode(raw, preset)?;
     let mut bytes = block.bytes;
     bytes.shrink_to_fit();
-    Ok(Encoded { sum: blake3::hash(&bytes), raw_sum: blake3::hash(raw), bytes: bytes.into(), codec: block.codec, record: block.record })
+    Ok(Encoded {
+        sum: blake3::hash(&bytes),
+        raw_sum: blake3::hash(raw),
+        bytes: bytes.into(),
+        codec: block.codec,
+        record: block.record,
+    })
 }

@@ -38,8 +38,15 @@ impl FileReadAt {
     /// Opens it.
     pub fn open(path: &Path) -> Result<Self> {
         let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let len = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        Ok(Self { file: Arc::new(file), len, name: path.display().to_string() })
+        let len = file
+            .metadata()
+            .map_err(|e| Error::io("read", path, e))?
+            .len();
+        Ok(Self {
+            file: Arc::new(file),
+            len,
+            name: path.display().to_string(),
+        })
     }
 }
 
@@ -58,7 +65,9 @@ impl ReadAt for FileReadAt {
         });
         match read.await {
             Ok(Ok(bytes)) => Ok(bytes.into()),
-            Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(Error::corrupt(format!("`{name}` is shorter than it was"))),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(Error::corrupt(format!("`{name}` is shorter than it was")))
+            }
             Ok(Err(e)) => Err(Error::io("read", Path::new(&name), e)),
             Err(e) => Err(bug(format!("a read ended: {e}"))),
         }
@@ -85,7 +94,13 @@ impl SinkReadAt {
     /// Reads `which` from `sink`.
     pub fn new(cx: Context, sink: Arc<dyn Sink>, which: Stored) -> Self {
         let forward = (!sink.abilities().ranges).then(Mutex::default);
-        Self { cx, sink, which, forward, passes: AtomicU64::new(0) }
+        Self {
+            cx,
+            sink,
+            which,
+            forward,
+            passes: AtomicU64::new(0),
+        }
     }
 
     /// How often the sink was asked.
@@ -94,33 +109,55 @@ impl SinkReadAt {
     }
 
     fn short(&self) -> Error {
-        Error::corrupt(format!("`{}` is shorter than its listed {} bytes", self.which.name, self.which.bytes))
+        Error::corrupt(format!(
+            "`{}` is shorter than its listed {} bytes",
+            self.which.name, self.which.bytes
+        ))
     }
 
     async fn ranged(&self, offset: u64, len: u64) -> Result<Bytes> {
         self.passes.fetch_add(1, Ordering::Relaxed);
-        let mut stream = self.sink.read(&self.cx, &self.which, offset..offset + len).await?;
+        let mut stream = self
+            .sink
+            .read(&self.cx, &self.which, offset..offset + len)
+            .await?;
         let mut bytes = BytesMut::with_capacity(len as usize);
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk?);
             if bytes.len() as u64 > len {
-                return Err(bug(format!("the sink gave more than the {len} bytes asked for")));
+                return Err(bug(format!(
+                    "the sink gave more than the {len} bytes asked for"
+                )));
             }
         }
-        if (bytes.len() as u64) < len { Err(self.short()) } else { Ok(bytes.freeze()) }
+        if (bytes.len() as u64) < len {
+            Err(self.short())
+        } else {
+            Ok(bytes.freeze())
+        }
     }
 
     async fn sequential(&self, forward: &Mutex<Forward>, offset: u64, len: u64) -> Result<Bytes> {
         let mut state = forward.lock().await;
         if state.stream.is_none() || offset < state.at {
             self.passes.fetch_add(1, Ordering::Relaxed);
-            let stream = self.sink.read(&self.cx, &self.which, 0..self.which.bytes).await?;
-            *state = Forward { stream: Some(stream), at: 0, rest: Bytes::new() };
+            let stream = self
+                .sink
+                .read(&self.cx, &self.which, 0..self.which.bytes)
+                .await?;
+            *state = Forward {
+                stream: Some(stream),
+                at: 0,
+                rest: Bytes::new(),
+            };
         }
         let mut bytes = BytesMut::with_capacity(len as usize);
         while (bytes.len() as u64) < len {
             if state.rest.is_empty() {
-                let stream = state.stream.as_mut().ok_or_else(|| bug("no stream to read on"))?;
+                let stream = state
+                    .stream
+                    .as_mut()
+                    .ok_or_else(|| bug("no stream to read on"))?;
                 state.rest = stream.next().await.ok_or_else(|| self.short())??;
                 continue;
             }
@@ -157,8 +194,11 @@ impl ReadAt for Bytes {
     }
 
     async fn read_at(&self, offset: u64, len: u64) -> Result<Bytes> {
-        let end = offset.checked_add(len).filter(|end| *end <= Bytes::len(self) as u64);
-        let end = end.ok_or_else(|| Error::corrupt("the archive is shorter than its index says"))?;
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= Bytes::len(self) as u64);
+        let end =
+            end.ok_or_else(|| Error::corrupt("the archive is shorter than its index says"))?;
         Ok(self.slice(offset as usize..end as usize))
     }
 }
@@ -175,7 +215,11 @@ impl TailCached {
     pub async fn new(inner: Arc<dyn ReadAt>, len: u64) -> Result<Self> {
         let tail_at = inner.len().saturating_sub(len);
         let tail = inner.read_at(tail_at, inner.len() - tail_at).await?;
-        Ok(Self { inner, tail_at, tail })
+        Ok(Self {
+            inner,
+            tail_at,
+            tail,
+        })
     }
 
     /// Whether the kept bytes are all there are.

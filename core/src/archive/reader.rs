@@ -24,7 +24,7 @@ pub struct Picked {
     /// Number in the file.
     pub n: u32,
     at: u64,
-    record: Record,
+    sizes: Record,
     sum: [u8; 32],
     raw_sum: [u8; 32],
     /// Stage.
@@ -48,18 +48,44 @@ pub struct More {
 
 impl Picked {
     /// The block of this line, with the parts that are selected.
-    pub fn new(line: &BlockLine, record: Record, stage: Stage, ranges: Vec<(u32, u32, u32)>) -> Result<Self> {
+    pub fn new(
+        line: &BlockLine,
+        record: Record,
+        stage: Stage,
+        ranges: Vec<(u32, u32, u32)>,
+    ) -> Result<Self> {
         let rare = !line.inode_group.is_empty() || line.torn.is_some() || !line.part_of.is_empty();
-        let more = rare.then(|| Box::new(More { inode_group: line.inode_group.clone(), torn: line.torn.clone(), part_of: line.part_of.clone() }));
-        if ranges.iter().any(|(_, from, to)| from > to || u64::from(*to) > record.raw) {
-            return Err(Error::corrupt(format!("the index places a unit outside of block {}", line.n)));
+        let more = rare.then(|| {
+            Box::new(More {
+                inode_group: line.inode_group.clone(),
+                torn: line.torn.clone(),
+                part_of: line.part_of.clone(),
+            })
+        });
+        if ranges
+            .iter()
+            .any(|(_, from, to)| from > to || u64::from(*to) > record.raw)
+        {
+            return Err(Error::corrupt(format!(
+                "the index places a unit outside of block {}",
+                line.n
+            )));
         }
-        Ok(Self { n: line.n, at: line.at, record, sum: digest(&line.sum)?, raw_sum: digest(&line.raw_sum)?, stage, ranges, more })
+        Ok(Self {
+            n: line.n,
+            at: line.at,
+            sizes: record,
+            sum: digest(&line.sum)?,
+            raw_sum: digest(&line.raw_sum)?,
+            stage,
+            ranges,
+            more,
+        })
     }
 
     /// Bytes that it takes in the file.
     pub fn stored_bytes(&self) -> u64 {
-        self.record.stored()
+        self.sizes.stored()
     }
 
     fn end(&self) -> u64 {
@@ -68,12 +94,14 @@ impl Picked {
 }
 
 fn digest(hex: &str) -> Result<[u8; 32]> {
-    blake3::Hash::from_hex(hex).map(|hash| *hash.as_bytes()).map_err(|_| Error::corrupt("a sum in the index is malformed"))
+    blake3::Hash::from_hex(hex)
+        .map(|hash| *hash.as_bytes())
+        .map_err(|_| Error::corrupt("a sum in the index is malformed"))
 }
 
 /// One archive, and its copies on other sinks that may stand in for a damaged block.
 pub struct Copies {
-    copies: Vec<(String, Arc<Opened>)>,
+    by_sink: Vec<(String, Arc<Opened>)>,
     kept: Mutex<HashMap<u32, Bytes>>,
     healed: Mutex<Vec<String>>,
 }
@@ -89,17 +117,24 @@ pub struct Decoded {
 impl Copies {
     /// The first is read, the others stand in.
     pub fn new(copies: Vec<(String, Arc<Opened>)>) -> Self {
-        Self { copies, kept: Mutex::default(), healed: Mutex::default() }
+        Self {
+            by_sink: copies,
+            kept: Mutex::default(),
+            healed: Mutex::default(),
+        }
     }
 
     /// The copy that is read.
     pub fn first(&self) -> &Arc<Opened> {
-        &self.copies[0].1
+        &self.by_sink[0].1
     }
 
     /// What was taken from another sink because the first one's was damaged.
     pub fn healed(&self) -> Vec<String> {
-        self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.healed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     /// Checks the stored sum of every picked block, without decoding. Returns the bad ones.
@@ -109,11 +144,17 @@ impl Copies {
         for group in joined(picked) {
             let fetched = self.fetch(group).await;
             for block in group {
-                let stored = fetched.as_ref().ok().and_then(|(from, bytes)| slice(bytes, *from, block));
+                let stored = fetched
+                    .as_ref()
+                    .ok()
+                    .and_then(|(from, bytes)| slice(bytes, *from, block));
                 match self.good(block, stored).await {
                     Ok(bytes) if keep => {
                         // Copied, so that a kept block does not keep its whole read.
-                        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(block.n, Bytes::copy_from_slice(&bytes));
+                        self.kept
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .insert(block.n, Bytes::copy_from_slice(&bytes));
                     }
                     Ok(_) => {}
                     Err(error) if error.kind == ErrorKind::Corrupt => bad.push(block.n),
@@ -136,27 +177,44 @@ impl Copies {
         {
             return Ok(stored);
         }
-        for (sink, copy) in &self.copies[1..] {
-            let Ok(stored) = copy.read().read_at(block.at, block.stored_bytes()).await else { continue };
+        for (sink, copy) in &self.by_sink[1..] {
+            let Ok(stored) = copy.read().read_at(block.at, block.stored_bytes()).await else {
+                continue;
+            };
             if blake3::hash(&stored).as_bytes() == &block.sum {
-                let said = format!("block {} was damaged on `{}` and taken from `{sink}`", block.n, self.copies[0].0);
+                let said = format!(
+                    "block {} was damaged on `{}` and taken from `{sink}`",
+                    block.n, self.by_sink[0].0
+                );
                 tracing::warn!("{said}");
-                let mut healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut healed = self
+                    .healed
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
                 if !healed.contains(&said) {
                     healed.push(said);
                 }
                 return Ok(stored);
             }
         }
-        Err(Error::corrupt(format!("block {} is not what was written: its BLAKE3 does not match", block.n)))
+        Err(Error::corrupt(format!(
+            "block {} is not what was written: its BLAKE3 does not match",
+            block.n
+        )))
     }
 
     /// The blocks, decoded and checked, in order.
-    pub fn decode(self: Arc<Self>, picked: Vec<Picked>) -> impl Stream<Item = Result<Decoded>> + Send {
+    pub fn decode(
+        self: Arc<Self>,
+        picked: Vec<Picked>,
+    ) -> impl Stream<Item = Result<Decoded>> + Send {
         let ranges = group_lengths(&picked);
         let this = self.clone();
         let mut rest = picked.into_iter();
-        let groups: Vec<Vec<Picked>> = ranges.into_iter().map(|len| rest.by_ref().take(len).collect()).collect();
+        let groups: Vec<Vec<Picked>> = ranges
+            .into_iter()
+            .map(|len| rest.by_ref().take(len).collect())
+            .collect();
         stream::iter(groups)
             .then(move |group| {
                 let this = this.clone();
@@ -168,7 +226,9 @@ impl Copies {
             })
             .map(|block: Result<(Picked, Bytes)>| async move {
                 let (picked, stored) = block?;
-                tokio::task::spawn_blocking(move || decode(picked, &stored)).await.unwrap_or_else(|e| Err(bug(format!("decoding ended: {e}"))))
+                tokio::task::spawn_blocking(move || decode(picked, &stored))
+                    .await
+                    .unwrap_or_else(|e| Err(bug(format!("decoding ended: {e}"))))
             })
             .buffered(DECODED_AHEAD)
     }
@@ -176,15 +236,29 @@ impl Copies {
     async fn stored(&self, group: Vec<Picked>) -> Result<Vec<(Picked, Bytes)>> {
         let mut blocks = Vec::with_capacity(group.len());
         let kept: Option<Vec<Bytes>> = {
-            let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            group.iter().all(|block| kept.contains_key(&block.n)).then(|| group.iter().filter_map(|block| kept.remove(&block.n)).collect())
+            let mut kept = self
+                .kept
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            group
+                .iter()
+                .all(|block| kept.contains_key(&block.n))
+                .then(|| {
+                    group
+                        .iter()
+                        .filter_map(|block| kept.remove(&block.n))
+                        .collect()
+                })
         };
         if let Some(kept) = kept {
             return Ok(group.into_iter().zip(kept).collect());
         }
         let fetched = self.fetch(&group).await;
         for block in group {
-            let stored = fetched.as_ref().ok().and_then(|(from, bytes)| slice(bytes, *from, &block));
+            let stored = fetched
+                .as_ref()
+                .ok()
+                .and_then(|(from, bytes)| slice(bytes, *from, &block));
             let good = self.good(&block, stored).await;
             match (good, &fetched) {
                 (Ok(bytes), _) => blocks.push((block, bytes)),
@@ -197,11 +271,17 @@ impl Copies {
 }
 
 fn decode(picked: Picked, stored: &[u8]) -> Result<Decoded> {
-    let raw = xz::decode(stored, picked.record)?;
+    let raw = xz::decode(stored, picked.sizes)?;
     if blake3::hash(&raw).as_bytes() != &picked.raw_sum {
-        return Err(Error::corrupt(format!("block {} decodes to other bytes than were written", picked.n)));
+        return Err(Error::corrupt(format!(
+            "block {} decodes to other bytes than were written",
+            picked.n
+        )));
     }
-    Ok(Decoded { picked, raw: raw.into() })
+    Ok(Decoded {
+        picked,
+        raw: raw.into(),
+    })
 }
 
 fn slice(bytes: &Bytes, from: u64, block: &Picked) -> Option<Bytes> {
@@ -219,7 +299,9 @@ fn joined(picked: &[Picked]) -> impl Iterator<Item = &[Picked]> {
     std::iter::from_fn(move || {
         let first = rest.first()?;
         let far = |(n, block): (usize, &Picked)| {
-            n > 0 && (block.at.saturating_sub(rest[n - 1].end()) > JOIN_GAP_BYTES || block.end() - first.at > READ_MAX_BYTES)
+            n > 0
+                && (block.at.saturating_sub(rest[n - 1].end()) > JOIN_GAP_BYTES
+                    || block.end() - first.at > READ_MAX_BYTES)
         };
         let len = rest.iter().enumerate().position(far).unwrap_or(rest.len());
         let (group, behind) = rest.split_at(len);
@@ -241,15 +323,24 @@ impl<'a> WholeFile<'a> {
 
     /// Goes through all blocks. `each` sees every decoded data block with its line.
     pub async fn check(&self, mut each: impl FnMut(&BlockLine, &[u8]) -> Result<()>) -> Result<()> {
-        let head = self.opened.read().read_at(0, xz::STREAM_HEADER.len() as u64).await?;
+        let head = self
+            .opened
+            .read()
+            .read_at(0, xz::STREAM_HEADER.len() as u64)
+            .await?;
         if head != xz::STREAM_HEADER[..] {
-            return Err(Error::corrupt("the file does not begin as an xz archive begins"));
+            return Err(Error::corrupt(
+                "the file does not begin as an xz archive begins",
+            ));
         }
         let mut lines = self.opened.lines().await?;
         while let Some(batch) = lines.next_piece().await? {
             for line in batch {
                 let Line::Block(line) = line else { continue };
-                let record = self.opened.record(line.n).ok_or_else(|| Error::corrupt("the index speaks of a block beyond the last"))?;
+                let record = self
+                    .opened
+                    .record(line.n)
+                    .ok_or_else(|| Error::corrupt("the index speaks of a block beyond the last"))?;
                 let stored = self.opened.read().read_at(line.at, line.len).await?;
                 check_sum(&stored, &line.sum, || format!("block {}", line.n))?;
                 let raw_sum = line.raw_sum.clone();

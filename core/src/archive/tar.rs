@@ -41,7 +41,15 @@ pub struct Meta {
 
 impl Default for Meta {
     fn default() -> Self {
-        Self { kind: Kind::File, mode: 0o600, uid: 0, gid: 0, names: Default::default(), mtime: (0, 0), inode_group: None }
+        Self {
+            kind: Kind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            names: Default::default(),
+            mtime: (0, 0),
+            inode_group: None,
+        }
     }
 }
 
@@ -73,7 +81,13 @@ pub fn header(path: &MemberPath, meta: &Meta, len: u64) -> Vec<u8> {
     let pax = pax_records(&name, link, meta, len);
     let mut out = Vec::with_capacity(1536);
     if !pax.is_empty() {
-        let mut extended = plain_header(b"././@PaxHeader", b"", &Meta::default(), pax.len() as u64, tar::EntryType::XHeader);
+        let mut extended = plain_header(
+            b"././@PaxHeader",
+            b"",
+            &Meta::default(),
+            pax.len() as u64,
+            tar::EntryType::XHeader,
+        );
         extended.append(&mut plain_header_pad(pax));
         out = extended;
     }
@@ -86,7 +100,13 @@ fn plain_header_pad(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-fn plain_header(name: &[u8], link: &[u8], meta: &Meta, len: u64, type_flag: tar::EntryType) -> Vec<u8> {
+fn plain_header(
+    name: &[u8],
+    link: &[u8],
+    meta: &Meta,
+    len: u64,
+    type_flag: tar::EntryType,
+) -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(type_flag);
     header.set_mode(meta.mode & 0o7777);
@@ -121,7 +141,7 @@ fn pax_records(name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
         pax_record(&mut out, "size", len.to_string().as_bytes());
     }
     let (seconds, nanoseconds) = meta.mtime;
-    if seconds < 0 || seconds >= 1 << 33 || nanoseconds != 0 {
+    if !(0..1 << 33).contains(&seconds) || nanoseconds != 0 {
         pax_record(&mut out, "mtime", pax_time(seconds, nanoseconds).as_bytes());
     }
     out
@@ -139,7 +159,11 @@ fn pax_time(seconds: i64, nanoseconds: u32) -> String {
 
 fn parse_pax_time(text: &str) -> Option<(i64, u32)> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     let nanoseconds: u32 = digits.parse().ok()?;
     let seconds: i64 = whole.parse().ok()?;
     if !whole.starts_with('-') || nanoseconds == 0 {
@@ -183,11 +207,15 @@ pub struct Head {
 }
 
 /// Calls `each` with every member of a tar stream and its body; what `each` leaves of a body is skipped.
-pub fn read_members<R: Read>(stream: R, mut each: impl FnMut(Head, &mut dyn Read) -> Result<()>) -> Result<()> {
-    let damaged = |e: std::io::Error| match e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        Some(ours) => ours.duplicate(),
-        None => Error::corrupt(format!("the tar inside is damaged: {e}")),
-    };
+pub fn read_members<R: Read>(
+    stream: R,
+    mut each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
+    let damaged =
+        |e: std::io::Error| match e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(ours) => ours.duplicate(),
+            None => Error::corrupt(format!("the tar inside is damaged: {e}")),
+        };
     let mut archive = tar::Archive::new(stream);
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
@@ -219,7 +247,10 @@ pub fn heads(piece: &[u8]) -> Result<((u64, u64), u64)> {
 
 fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>> {
     let mut name = entry.path_bytes().into_owned();
-    let link = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
+    let link = entry
+        .link_name_bytes()
+        .map(std::borrow::Cow::into_owned)
+        .unwrap_or_default();
     let len = entry.size();
     let header = entry.header();
     let mut meta = Meta {
@@ -227,7 +258,10 @@ fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>>
         mode: header.mode()? & 0o7777,
         uid: header.uid()?,
         gid: header.gid()?,
-        names: (header.username().ok().flatten().unwrap_or("").to_owned(), header.groupname().ok().flatten().unwrap_or("").to_owned()),
+        names: (
+            header.username().ok().flatten().unwrap_or("").to_owned(),
+            header.groupname().ok().flatten().unwrap_or("").to_owned(),
+        ),
         mtime: (header.mtime()? as i64, 0),
         inode_group: None,
     };
@@ -240,13 +274,19 @@ fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>>
             let record = record?;
             if record.key_bytes() == b"mtime" {
                 let time = record.value().ok().and_then(parse_pax_time);
-                meta.mtime = time.ok_or_else(|| std::io::Error::other(Error::corrupt("a member's time is malformed")))?;
+                meta.mtime = time.ok_or_else(|| {
+                    std::io::Error::other(Error::corrupt("a member's time is malformed"))
+                })?;
             }
         }
     }
     Ok(kind(type_flag, link).and_then(|kind| {
         meta.kind = kind;
-        Ok(Head { path: MemberPath::new(name)?, meta, len })
+        Ok(Head {
+            path: MemberPath::new(name)?,
+            meta,
+            len,
+        })
     }))
 }
 
@@ -255,7 +295,10 @@ fn kind(type_flag: tar::EntryType, link: Vec<u8>) -> Result<Kind> {
         tar::EntryType::Regular | tar::EntryType::Continuous => Kind::File,
         tar::EntryType::Directory => Kind::Directory,
         tar::EntryType::Symlink => Kind::Symlink(link),
-        tar::EntryType::Link => Kind::Hardlink(MemberPath::new(link.clone()).map_err(|e| e.within(format!("hard link `{}`", escape(&link))))?),
+        tar::EntryType::Link => Kind::Hardlink(
+            MemberPath::new(link.clone())
+                .map_err(|e| e.within(format!("hard link `{}`", escape(&link))))?,
+        ),
         other => Kind::Other(other.as_byte()),
     })
 }
@@ -271,12 +314,32 @@ mod tests {
             ("files/plain", Kind::File, (1_700_000_000, 123_456_789)),
             (&*long, Kind::File, (-1, 999_999_999)),
             ("files/dir", Kind::Directory, (-86_400, 0)),
-            ("files/link", Kind::Symlink("../".repeat(60).into_bytes()), (-2, 1)),
-            ("files/hard", Kind::Hardlink(MemberPath::new(long.as_bytes()).unwrap()), (1 << 34, 0)),
+            (
+                "files/link",
+                Kind::Symlink("../".repeat(60).into_bytes()),
+                (-2, 1),
+            ),
+            (
+                "files/hard",
+                Kind::Hardlink(MemberPath::new(long.as_bytes()).unwrap()),
+                (1 << 34, 0),
+            ),
         ];
         for (path, kind, mtime) in cases {
-            let meta = Meta { kind: kind.clone(), mode: 0o4751, uid: 70_000, gid: 3_000_000_000, names: ("root".into(), "staff".into()), mtime, inode_group: None };
-            let body: &[u8] = if kind == Kind::File { b"some bytes" } else { b"" };
+            let meta = Meta {
+                kind: kind.clone(),
+                mode: 0o4751,
+                uid: 70_000,
+                gid: 3_000_000_000,
+                names: ("root".into(), "staff".into()),
+                mtime,
+                inode_group: None,
+            };
+            let body: &[u8] = if kind == Kind::File {
+                b"some bytes"
+            } else {
+                b""
+            };
             let tar = member(&MemberPath::new(path).unwrap(), &meta, body);
             assert_eq!(tar.len() % 512, 0);
 
@@ -288,7 +351,17 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-            assert_eq!(seen, [(Head { path: MemberPath::new(path).unwrap(), meta, len: body.len() as u64 }, body.to_vec())]);
+            assert_eq!(
+                seen,
+                [(
+                    Head {
+                        path: MemberPath::new(path).unwrap(),
+                        meta,
+                        len: body.len() as u64
+                    },
+                    body.to_vec()
+                )]
+            );
         }
     }
 }

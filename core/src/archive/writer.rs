@@ -4,7 +4,8 @@
 //! a body's blocks stand side by side. Whoever waits here waits for compression or for a sink, never for another lane's turn.
 
 use crate::archive::format::{
-    BlockLine, Codec, FORMAT, FORMAT_MEMBER, FormatMember, INDEX_HELD_BYTES, MANIFEST_MEMBER, RECORD_BYTES, Stage, UnitLine,
+    BlockLine, Codec, FORMAT, FORMAT_MEMBER, FormatMember, INDEX_HELD_BYTES, MANIFEST_MEMBER,
+    RECORD_BYTES, Stage, UnitLine,
 };
 use crate::archive::index::{IndexPieces, Take};
 use crate::archive::memory::{Budget, Division};
@@ -122,7 +123,14 @@ pub struct Written {
 }
 
 /// Starts the pool and the queue, and writes the archive's first block.
-pub async fn start(division: &Division, preset: u32, head: &FormatMember, envelope: Box<dyn Envelope>, tee: Tee, cancel: CancellationToken) -> Result<(Entrance, Writer)> {
+pub async fn start(
+    division: &Division,
+    preset: u32,
+    head: &FormatMember,
+    envelope: Box<dyn Envelope>,
+    tee: Tee,
+    cancel: CancellationToken,
+) -> Result<(Entrance, Writer)> {
     let (order, queue) = mpsc::channel(division.places);
     let shared = Arc::new(Shared {
         order: Arc::new(Mutex::new(order)),
@@ -131,11 +139,27 @@ pub async fn start(division: &Division, preset: u32, head: &FormatMember, envelo
         budget: Budget::new(division),
         cancel,
     });
-    let output = Output { tee, envelope, sum: Sha256::new(), stored_bytes: 0, at: 0, records: Vec::new(), pieces: Vec::new(), raw_bytes: 0 };
-    let mut writer = Writer { shared: shared.clone(), queue, output };
+    let output = Output {
+        tee,
+        envelope,
+        sum: Sha256::new(),
+        stored_bytes: 0,
+        at: 0,
+        records: Vec::new(),
+        pieces: Vec::new(),
+        raw_bytes: 0,
+    };
+    let mut writer = Writer {
+        shared: shared.clone(),
+        queue,
+        output,
+    };
     let opening = writer.output.envelope.open()?;
     writer.output.store(opening).await?;
-    writer.output.send(Bytes::from_static(&xz::STREAM_HEADER)).await?;
+    writer
+        .output
+        .send(Bytes::from_static(&xz::STREAM_HEADER))
+        .await?;
     writer.first_block(head).await?;
     Ok((Entrance(shared), writer))
 }
@@ -148,7 +172,10 @@ impl Entrance {
             let order = shared.order.clone().lock_owned().await;
             for (raw, info) in blocks {
                 let answer = shared.pool.submit(raw).await?;
-                order.send(Placed::Block(answer, info)).await.map_err(|_| Error::cancelled())?;
+                order
+                    .send(Placed::Block(answer, info))
+                    .await
+                    .map_err(|_| Error::cancelled())?;
             }
             Ok(())
         });
@@ -176,7 +203,13 @@ impl Entrance {
 
     /// No block comes after this.
     pub async fn end(&self) -> Result<()> {
-        self.0.order.lock().await.send(Placed::End).await.map_err(|_| Error::cancelled())
+        self.0
+            .order
+            .lock()
+            .await
+            .send(Placed::End)
+            .await
+            .map_err(|_| Error::cancelled())
     }
 }
 
@@ -222,11 +255,25 @@ impl Writer {
 
     async fn first_block(&mut self, head: &FormatMember) -> Result<()> {
         debug_assert_eq!(head.format, FORMAT);
-        let body = serde_json::to_vec(head).map_err(|e| bug(format!("the first member cannot be written: {e}")))?;
+        let body = serde_json::to_vec(head)
+            .map_err(|e| bug(format!("the first member cannot be written: {e}")))?;
         let path = MemberPath::new(FORMAT_MEMBER)?;
-        let answer = self.shared.pool.submit(tar::member(&path, &Meta::default(), &body)).await?;
-        let encoded = answer.await.map_err(|_| bug("a compressing thread ended early"))??;
-        self.block(encoded, BlockInfo { first: Some(FORMAT_MEMBER.into()), ..BlockInfo::default() }).await
+        let answer = self
+            .shared
+            .pool
+            .submit(tar::member(&path, &Meta::default(), &body))
+            .await?;
+        let encoded = answer
+            .await
+            .map_err(|_| bug("a compressing thread ended early"))??;
+        self.block(
+            encoded,
+            BlockInfo {
+                first: Some(FORMAT_MEMBER.into()),
+                ..BlockInfo::default()
+            },
+        )
+        .await
     }
 
     async fn block(&mut self, encoded: Encoded, info: BlockInfo) -> Result<()> {
@@ -288,13 +335,22 @@ impl Writer {
         self.index_pieces(Take::All).await?;
         manifest.index = std::mem::take(&mut self.output.pieces);
         manifest.blocks = self.output.records.len() as u32 + 1;
-        let mut raw = tar::member(&MemberPath::new(MANIFEST_MEMBER)?, &Meta::default(), &manifest.to_bytes()?);
+        let mut raw = tar::member(
+            &MemberPath::new(MANIFEST_MEMBER)?,
+            &Meta::default(),
+            &manifest.to_bytes()?,
+        );
         raw.resize(raw.len() + 2 * RECORD_BYTES as usize, 0);
         if raw.len() as u64 > crate::archive::format::BLOCK_MAX_BYTES {
-            return Err(Error::new(ErrorKind::Unsupported, "the manifest would be larger than 8 MiB: too many instances or facts for one archive"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the manifest would be larger than 8 MiB: too many instances or facts for one archive",
+            ));
         }
         let answer = self.shared.pool.submit(raw).await?;
-        let encoded = answer.await.map_err(|_| bug("a compressing thread ended early"))??;
+        let encoded = answer
+            .await
+            .map_err(|_| bug("a compressing thread ended early"))??;
         self.output.place(encoded).await?;
         let end = xz::index_and_footer(&self.output.records);
         self.output.send(end.into()).await?;
@@ -330,8 +386,10 @@ impl Output {
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String does not fail");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a String does not fail");
+            text
+        })
 }

@@ -9,7 +9,9 @@ use crate::error::{Error, Result, bug};
 use xz2::stream::{Action, Filters, LzmaOptions, Status, Stream};
 
 /// Stream Header: magic, flags "check is CRC64", CRC32 of the flags.
-pub const STREAM_HEADER: [u8; 12] = [0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4, 0xE6, 0xD6, 0xB4, 0x46];
+pub const STREAM_HEADER: [u8; 12] = [
+    0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4, 0xE6, 0xD6, 0xB4, 0x46,
+];
 /// Bytes of the Stream Footer.
 pub const FOOTER_BYTES: usize = 12;
 const CHECK_BYTES: u64 = 8;
@@ -48,7 +50,11 @@ impl Record {
 
 /// Encodes one Block; `raw` is never empty. Stores it when it would not shrink.
 pub fn encode(raw: &[u8], preset: u32) -> Result<Block> {
-    let dictionary = dictionary_bytes(preset).min((raw.len() as u32).next_power_of_two().max(DICTIONARY_MIN_BYTES));
+    let dictionary = dictionary_bytes(preset).min(
+        (raw.len() as u32)
+            .next_power_of_two()
+            .max(DICTIONARY_MIN_BYTES),
+    );
     if looks_random(raw)? {
         return Ok(frame(&stored_chunks(raw), raw, dictionary, Codec::Stored));
     }
@@ -68,7 +74,9 @@ fn looks_random(raw: &[u8]) -> Result<bool> {
     let mut shrunk = 0;
     for at in [0, last / 2, last] {
         let sample = &raw[at..at + SAMPLE_BYTES];
-        shrunk += zstd::bulk::compress(sample, 1).map_err(|e| bug(format!("zstd failed on a sample: {e}")))?.len();
+        shrunk += zstd::bulk::compress(sample, 1)
+            .map_err(|e| bug(format!("zstd failed on a sample: {e}")))?
+            .len();
     }
     Ok(shrunk * 100 >= 3 * SAMPLE_BYTES * 97)
 }
@@ -107,7 +115,9 @@ fn lzma2(raw: &[u8], preset: u32, dictionary: u32) -> Result<Vec<u8>> {
     let mut data = Vec::with_capacity(raw.len() / 3 + 4096);
     loop {
         let consumed = encoder.total_in() as usize;
-        let status = encoder.process_vec(&raw[consumed..], &mut data, Action::Finish).map_err(failed)?;
+        let status = encoder
+            .process_vec(&raw[consumed..], &mut data, Action::Finish)
+            .map_err(failed)?;
         match status {
             Status::StreamEnd => return Ok(data),
             _ => data.reserve(raw.len() / 4 + 4096),
@@ -143,12 +153,21 @@ fn frame(data: &[u8], raw: &[u8], dictionary: u32, codec: Codec) -> Block {
     bytes.extend_from_slice(data);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes.extend_from_slice(&crc64(raw).to_le_bytes());
-    Block { bytes, codec, record: Record { unpadded, raw: raw.len() as u64 } }
+    Block {
+        bytes,
+        codec,
+        record: Record {
+            unpadded,
+            raw: raw.len() as u64,
+        },
+    }
 }
 
 /// The LZMA2 property byte of the smallest dictionary that holds `bytes`.
 fn dictionary_code(bytes: u32) -> u8 {
-    (0_u8..40).find(|code| (2 | u64::from(code & 1)) << (code / 2 + 11) >= u64::from(bytes)).unwrap_or(40)
+    (0_u8..40)
+        .find(|code| (2 | u64::from(code & 1)) << (code / 2 + 11) >= u64::from(bytes))
+        .unwrap_or(40)
 }
 
 /// Decodes one Block that is known to hold `record.raw` bytes; anything else, before or behind, is corrupt.
@@ -158,20 +177,31 @@ pub fn decode(stored: &[u8], record: Record) -> Result<Vec<u8>> {
         return Err(corrupt("its size is not what the index says"));
     }
     let frame_end = index_and_footer(&[record]);
-    let mut decoder = Stream::new_stream_decoder(DECODER_MEMORY_BYTES, 0).map_err(|e| bug(format!("no xz decoder: {e}")))?;
+    let mut decoder = Stream::new_stream_decoder(DECODER_MEMORY_BYTES, 0)
+        .map_err(|e| bug(format!("no xz decoder: {e}")))?;
     // One byte more than promised, so that a longer block is seen and not cut.
     let mut raw = Vec::with_capacity(record.raw as usize + 1);
-    for (part, last) in [(&STREAM_HEADER[..], false), (stored, false), (&frame_end[..], true)] {
+    for (part, last) in [
+        (&STREAM_HEADER[..], false),
+        (stored, false),
+        (&frame_end[..], true),
+    ] {
         let mut rest = part;
         while !rest.is_empty() {
             let before = decoder.total_in();
             let action = if last { Action::Finish } else { Action::Run };
-            let status = decoder.process_vec(rest, &mut raw, action).map_err(|e| corrupt(&e.to_string()))?;
+            let status = decoder
+                .process_vec(rest, &mut raw, action)
+                .map_err(|e| corrupt(&e.to_string()))?;
             let consumed = (decoder.total_in() - before) as usize;
             rest = &rest[consumed..];
             if status == Status::StreamEnd {
                 let whole = last && rest.is_empty() && raw.len() as u64 == record.raw;
-                return if whole { Ok(raw) } else { Err(corrupt("it ends early or goes on")) };
+                return if whole {
+                    Ok(raw)
+                } else {
+                    Err(corrupt("it ends early or goes on"))
+                };
             }
             if raw.len() as u64 > record.raw || (consumed == 0 && raw.len() == raw.capacity()) {
                 return Err(corrupt("it is longer than the index says"));
@@ -190,7 +220,10 @@ pub fn record_of_block(block: &[u8]) -> Option<Record> {
     let data = read_vli(block, &mut at).ok()?;
     let raw = read_vli(block, &mut at).ok()?;
     let header = (u64::from(block[0]) + 1) * 4;
-    Some(Record { unpadded: header.checked_add(data)?.checked_add(CHECK_BYTES)?, raw })
+    Some(Record {
+        unpadded: header.checked_add(data)?.checked_add(CHECK_BYTES)?,
+        raw,
+    })
 }
 
 /// Index and Stream Footer for these Blocks.
@@ -216,8 +249,14 @@ pub fn index_and_footer(records: &[Record]) -> Vec<u8> {
 
 /// Bytes of the Index that this Footer closes.
 pub fn index_bytes_from_footer(footer: &[u8]) -> Result<u64> {
-    let corrupt = |why| Error::corrupt(format!("the file does not end as an xz archive ends: {why}"));
-    let footer: &[u8; FOOTER_BYTES] = footer.try_into().map_err(|_| corrupt("it is shorter than a footer"))?;
+    let corrupt = |why| {
+        Error::corrupt(format!(
+            "the file does not end as an xz archive ends: {why}"
+        ))
+    };
+    let footer: &[u8; FOOTER_BYTES] = footer
+        .try_into()
+        .map_err(|_| corrupt("it is shorter than a footer"))?;
     if &footer[10..] != b"YZ" {
         return Err(corrupt("it was cut short, or bytes were added"));
     }
@@ -248,8 +287,15 @@ pub fn parse_index(index: &[u8]) -> Result<Vec<Record>> {
     }
     let mut records = Vec::with_capacity(count as usize);
     for _ in 0..count {
-        let record = Record { unpadded: read_vli(body, &mut at)?, raw: read_vli(body, &mut at)? };
-        if record.unpadded < 16 || record.unpadded > 2 * BLOCK_MAX_BYTES || record.raw == 0 || record.raw > BLOCK_MAX_BYTES {
+        let record = Record {
+            unpadded: read_vli(body, &mut at)?,
+            raw: read_vli(body, &mut at)?,
+        };
+        if record.unpadded < 16
+            || record.unpadded > 2 * BLOCK_MAX_BYTES
+            || record.raw == 0
+            || record.raw > BLOCK_MAX_BYTES
+        {
             return Err(corrupt("a block's size is out of bounds"));
         }
         records.push(record);
@@ -271,7 +317,9 @@ fn push_vli(out: &mut Vec<u8>, mut value: u64) {
 fn read_vli(bytes: &[u8], at: &mut usize) -> Result<u64> {
     let mut value = 0_u64;
     for shift in (0..63).step_by(7) {
-        let byte = *bytes.get(*at).ok_or_else(|| Error::corrupt("the xz index is damaged: a number is cut off"))?;
+        let byte = *bytes
+            .get(*at)
+            .ok_or_else(|| Error::corrupt("the xz index is damaged: a number is cut off"))?;
         *at += 1;
         value |= u64::from(byte & 0x7F) << shift;
         if byte & 0x80 == 0 {
@@ -282,7 +330,9 @@ fn read_vli(bytes: &[u8], at: &mut usize) -> Result<u64> {
             return Ok(value);
         }
     }
-    Err(Error::corrupt("the xz index is damaged: a number is malformed"))
+    Err(Error::corrupt(
+        "the xz index is damaged: a number is malformed",
+    ))
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -306,7 +356,14 @@ mod tests {
     #[test]
     fn blocks_of_every_kind_decode_to_what_went_in() {
         let text = b"the same words again and again ".repeat(40_000);
-        for raw in [&b"x"[..], &text, &noise(1 << 20), &noise(65_536), &noise(65_537), &[0; 8 << 20]] {
+        for raw in [
+            &b"x"[..],
+            &text,
+            &noise(1 << 20),
+            &noise(65_536),
+            &noise(65_537),
+            &vec![0; 8 << 20],
+        ] {
             for preset in [0, 1, 6] {
                 let block = encode(raw, preset).unwrap();
                 assert_eq!(block.bytes.len() as u64, block.record.stored());
@@ -319,7 +376,12 @@ mod tests {
 
     #[test]
     fn an_index_says_the_records_that_it_was_made_of() {
-        let records: Vec<_> = (1..300_u64).map(|n| Record { unpadded: 16 + n * 977, raw: n * 13_001 % 8_000_000 + 1 }).collect();
+        let records: Vec<_> = (1..300_u64)
+            .map(|n| Record {
+                unpadded: 16 + n * 977,
+                raw: n * 13_001 % 8_000_000 + 1,
+            })
+            .collect();
         let bytes = index_and_footer(&records);
         let (index, footer) = bytes.split_at(bytes.len() - FOOTER_BYTES);
         assert_eq!(index_bytes_from_footer(footer).unwrap(), index.len() as u64);
@@ -330,7 +392,16 @@ mod tests {
     fn a_block_longer_or_shorter_than_promised_is_corrupt() {
         let block = encode(&b"words ".repeat(5000), 1).unwrap();
         for raw in [block.record.raw - 1, block.record.raw + 1, 1] {
-            assert!(decode(&block.bytes, Record { raw, ..block.record }).is_err());
+            assert!(
+                decode(
+                    &block.bytes,
+                    Record {
+                        raw,
+                        ..block.record
+                    }
+                )
+                .is_err()
+            );
         }
     }
 }

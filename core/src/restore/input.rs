@@ -122,7 +122,10 @@ impl Input {
             cx: self.cx.clone(),
         };
         tokio::task::spawn_blocking(move || cutter.run(cut));
-        Ok(Members { queue: Arc::new(tokio::sync::Mutex::new(queue)), delivered: self.delivered.clone() })
+        Ok(Members {
+            queue: Arc::new(tokio::sync::Mutex::new(queue)),
+            delivered: self.delivered.clone(),
+        })
     }
 }
 
@@ -143,13 +146,18 @@ impl Members {
                 lock(&self.delivered).failure = Some(error.duplicate());
                 Err(error)
             }
-            None => lock(&self.delivered).failure.as_ref().map_or(Ok(None), |error| Err(error.duplicate())),
+            None => lock(&self.delivered)
+                .failure
+                .as_ref()
+                .map_or(Ok(None), |error| Err(error.duplicate())),
         }
     }
 }
 
 fn lock(delivered: &Mutex<Delivered>) -> std::sync::MutexGuard<'_, Delivered> {
-    delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    delivered
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// One member on its way back.
@@ -241,8 +249,14 @@ impl Read for RangeReader {
 
 impl Ranges {
     fn next_range(&mut self) -> bool {
-        let next = self.current.as_ref().and_then(|decoded| decoded.picked.ranges.get(self.next_range)).copied();
-        let Some((unit, from, to)) = next else { return false };
+        let next = self
+            .current
+            .as_ref()
+            .and_then(|decoded| decoded.picked.ranges.get(self.next_range))
+            .copied();
+        let Some((unit, from, to)) = next else {
+            return false;
+        };
         self.next_range += 1;
         (self.unit, self.at, self.end) = (unit, from as usize, to as usize);
         true
@@ -251,7 +265,8 @@ impl Ranges {
     fn take(&mut self, decoded: Decoded) {
         if let Some(more) = &decoded.picked.more {
             self.inode_groups.extend(more.inode_group.iter().cloned());
-            self.torn.extend(more.torn.iter().map(|(path, _)| path.clone()));
+            self.torn
+                .extend(more.torn.iter().map(|(path, _)| path.clone()));
             self.part_of.extend(more.part_of.iter().cloned());
         }
         self.current = Some(decoded);
@@ -265,9 +280,14 @@ type Chunks = mpsc::Sender<Result<Bytes>>;
 impl Cutter {
     fn run(self, blocks: std::sync::mpsc::Receiver<Result<Decoded>>) {
         let ranges = Rc::new(RefCell::new(Ranges::default()));
-        let reader = RangeReader { blocks, ranges: ranges.clone() };
+        let reader = RangeReader {
+            blocks,
+            ranges: ranges.clone(),
+        };
         let mut joining: Option<(String, Chunks)> = None;
-        let cut = tar::read_members(reader, |head, body| self.member(&ranges, &mut joining, head, body));
+        let cut = tar::read_members(reader, |head, body| {
+            self.member(&ranges, &mut joining, head, body)
+        });
         if let Err(error) = cut {
             lock(&self.delivered).failure = Some(error.duplicate());
             // Nobody waits any more when the restore has ended.
@@ -278,12 +298,23 @@ impl Cutter {
         }
     }
 
-    fn member(&self, ranges: &RefCell<Ranges>, joining: &mut Option<(String, Chunks)>, head: Head, body: &mut dyn Read) -> Result<()> {
+    fn member(
+        &self,
+        ranges: &RefCell<Ranges>,
+        joining: &mut Option<(String, Chunks)>,
+        head: Head,
+        body: &mut dyn Read,
+    ) -> Result<()> {
         self.cx.check_cancelled()?;
         let full = head.path.to_string();
         let (unit, inode_group, torn, whole) = {
             let mut ranges = ranges.borrow_mut();
-            (ranges.unit, ranges.inode_groups.remove(&full), ranges.torn.remove(&full), ranges.part_of.remove(&full))
+            (
+                ranges.unit,
+                ranges.inode_groups.remove(&full),
+                ranges.torn.remove(&full),
+                ranges.part_of.remove(&full),
+            )
         };
         self.count(unit, &head)?;
         if torn {
@@ -293,9 +324,16 @@ impl Cutter {
             return Err(Error::corrupt("a member without a path"));
         };
         if first != self.instance.as_bytes() {
-            return Err(Error::corrupt(format!("member `{full}` lies outside of its instance `{}`", self.instance)));
+            return Err(Error::corrupt(format!(
+                "member `{full}` lies outside of its instance `{}`",
+                self.instance
+            )));
         }
-        let meta = Meta { inode_group, kind: self.inside(head.meta.kind)?, ..head.meta };
+        let meta = Meta {
+            inode_group,
+            kind: self.inside(head.meta.kind)?,
+            ..head.meta
+        };
         if let Some(whole) = whole {
             return self.part(joining, unit, &whole, &path, meta, body);
         }
@@ -304,58 +342,88 @@ impl Cutter {
             let mut bytes = Vec::with_capacity(head.len as usize);
             body.read_to_end(&mut bytes).map_err(unwrap_io)?;
             if bytes.len() as u64 != head.len {
-                return Err(Error::corrupt(format!("member `{full}` is shorter than its header says")));
+                return Err(Error::corrupt(format!(
+                    "member `{full}` is shorter than its header says"
+                )));
             }
             return self.send(unit, path, meta, Some(head.len), Body::Whole(bytes.into()));
         }
         let (chunks, receiver) = mpsc::channel(2);
-        self.send(unit, path, meta, Some(head.len), Body::Stream(BodyStream { chunks: receiver }))?;
-        self.pump(&chunks, body, head.len)
+        self.send(
+            unit,
+            path,
+            meta,
+            Some(head.len),
+            Body::Stream(BodyStream { chunks: receiver }),
+        )?;
+        pump(&chunks, body, head.len)
     }
 
     /// A hard link's target is named inside the instance.
     fn inside(&self, kind: Kind) -> Result<Kind> {
-        let Kind::Hardlink(target) = kind else { return Ok(kind) };
+        let Kind::Hardlink(target) = kind else {
+            return Ok(kind);
+        };
         match target.split_first() {
             Some((first, rest)) if first == self.instance.as_bytes() => Ok(Kind::Hardlink(rest)),
-            _ => Err(Error::corrupt(format!("a hard link leads out of its instance to `{target}`"))),
+            _ => Err(Error::corrupt(format!(
+                "a hard link leads out of its instance to `{target}`"
+            ))),
         }
     }
 
-    fn part(&self, joining: &mut Option<(String, Chunks)>, unit: u32, whole: &str, path: &MemberPath, meta: Meta, body: &mut dyn Read) -> Result<()> {
+    fn part(
+        &self,
+        joining: &mut Option<(String, Chunks)>,
+        unit: u32,
+        whole: &str,
+        path: &MemberPath,
+        meta: Meta,
+        body: &mut dyn Read,
+    ) -> Result<()> {
         if joining.as_ref().is_none_or(|(name, _)| name != whole) {
             let (chunks, receiver) = mpsc::channel(2);
             let name = crate::name::unescape(whole);
-            let path = MemberPath::new(name)?.split_first().map_or_else(|| path.clone(), |(_, rest)| rest);
-            self.send(unit, path, meta, None, Body::Stream(BodyStream { chunks: receiver }))?;
+            let path = MemberPath::new(name)?
+                .split_first()
+                .map_or_else(|| path.clone(), |(_, rest)| rest);
+            self.send(
+                unit,
+                path,
+                meta,
+                None,
+                Body::Stream(BodyStream { chunks: receiver }),
+            )?;
             *joining = Some((whole.to_owned(), chunks));
         }
         match joining {
-            Some((_, chunks)) => self.pump(&chunks.clone(), body, u64::MAX),
+            Some((_, chunks)) => pump(&chunks.clone(), body, u64::MAX),
             None => Err(bug("a part without a whole")),
         }
     }
 
-    fn pump(&self, chunks: &Chunks, body: &mut dyn Read, limit: u64) -> Result<()> {
-        let mut left = limit;
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-            body.take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(unwrap_io)?;
-            if chunk.is_empty() {
-                let short = limit != u64::MAX && left > 0;
-                return if short { Err(Error::corrupt("a large member is shorter than its header says")) } else { Ok(()) };
-            }
-            left = left.saturating_sub(chunk.len() as u64);
-            if chunks.blocking_send(Ok(chunk.into())).is_err() {
-                // The worker dropped the body; what follows is skipped.
-                return Ok(());
-            }
-        }
-    }
-
-    fn send(&self, unit: u32, path: MemberPath, meta: Meta, len: Option<u64>, body: Body) -> Result<()> {
-        let unit = self.unit_names.get(unit as usize).cloned().ok_or_else(|| bug("a range without a unit"))?;
-        self.members.blocking_send(Ok(Member { unit, path, meta, len, body })).map_err(|_| Error::cancelled())
+    fn send(
+        &self,
+        unit: u32,
+        path: MemberPath,
+        meta: Meta,
+        len: Option<u64>,
+        body: Body,
+    ) -> Result<()> {
+        let unit = self
+            .unit_names
+            .get(unit as usize)
+            .cloned()
+            .ok_or_else(|| bug("a range without a unit"))?;
+        self.members
+            .blocking_send(Ok(Member {
+                unit,
+                path,
+                meta,
+                len,
+                body,
+            }))
+            .map_err(|_| Error::cancelled())
     }
 
     /// Counts a member, and refuses a second one of the same path.
@@ -363,14 +431,24 @@ impl Cutter {
         let mut delivered = lock(&self.delivered);
         let folder_or_link = matches!(head.meta.kind, Kind::Directory);
         if !folder_or_link && !delivered.paths.insert(hash64(head.path.as_bytes())) {
-            return Err(Error::corrupt(format!("the archive holds two members `{}`", head.path)));
+            return Err(Error::corrupt(format!(
+                "the archive holds two members `{}`",
+                head.path
+            )));
         }
-        let declared = delivered.declared.get(&(unit, self.stage)).copied().unwrap_or_default();
+        let declared = delivered
+            .declared
+            .get(&(unit, self.stage))
+            .copied()
+            .unwrap_or_default();
         let count = delivered.counts.entry((unit, self.stage)).or_default();
         count.0 += 1;
         count.1 = count.1.saturating_add(head.len);
         if count.0 > declared.0 || count.1 > declared.1 {
-            return Err(Error::corrupt(format!("`{}` is more than the index declares for its unit ({} members, {} bytes)", head.path, declared.0, declared.1)));
+            return Err(Error::corrupt(format!(
+                "`{}` is more than the index declares for its unit ({} members, {} bytes)",
+                head.path, declared.0, declared.1
+            )));
         }
         self.cx.tell(&Event::Bytes(head.len));
         Ok(())
@@ -378,8 +456,36 @@ impl Cutter {
 }
 
 fn unwrap_io(error: std::io::Error) -> Error {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>())
+    {
         Some(ours) => ours.duplicate(),
         None => Error::corrupt(format!("the tar inside is damaged: {error}")),
+    }
+}
+
+fn pump(chunks: &Chunks, body: &mut dyn Read, limit: u64) -> Result<()> {
+    let mut left = limit;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        body.take(CHUNK_BYTES as u64)
+            .read_to_end(&mut chunk)
+            .map_err(unwrap_io)?;
+        if chunk.is_empty() {
+            let short = limit != u64::MAX && left > 0;
+            return if short {
+                Err(Error::corrupt(
+                    "a large member is shorter than its header says",
+                ))
+            } else {
+                Ok(())
+            };
+        }
+        left = left.saturating_sub(chunk.len() as u64);
+        if chunks.blocking_send(Ok(chunk.into())).is_err() {
+            // The worker dropped the body; what follows is skipped.
+            return Ok(());
+        }
     }
 }

@@ -80,14 +80,20 @@ impl Gathering {
             return *id;
         }
         let id = self.units.len() as u32;
-        self.units.push(Unit { instance: key.0.clone(), group: key.1.clone(), name: key.2.clone() });
+        self.units.push(Unit {
+            instance: key.0.clone(),
+            group: key.1.clone(),
+            name: key.2.clone(),
+        });
         self.ids.insert(key, id);
         id
     }
 
     /// What makes a group (unit "") is taken for now; `finish` drops it where nothing else of its group is.
     fn block(&mut self, opened: &Opened, selection: &Selection, line: &BlockLine) -> Result<()> {
-        let (Some(instance), Some(stage)) = (&line.instance, line.stage) else { return Ok(()) };
+        let (Some(instance), Some(stage)) = (&line.instance, line.stage) else {
+            return Ok(());
+        };
         let mut ranges = Vec::new();
         for (group, name, from, to) in &line.units {
             if name.is_empty() || selection.takes(instance, group, name) {
@@ -97,14 +103,19 @@ impl Gathering {
         if ranges.is_empty() {
             return Ok(());
         }
-        let record = opened.record(line.n).ok_or_else(|| Error::corrupt("the index speaks of a block beyond the last"))?;
+        let record = opened
+            .record(line.n)
+            .ok_or_else(|| Error::corrupt("the index speaks of a block beyond the last"))?;
         self.picked.push(Picked::new(line, record, stage, ranges)?);
         Ok(())
     }
 
     fn unit(&mut self, selection: &Selection, line: UnitLine) {
         let takes = selection.takes(&line.instance, &line.group, &line.name);
-        let group = self.groups.entry((line.instance.clone(), line.group.clone())).or_default();
+        let group = self
+            .groups
+            .entry((line.instance.clone(), line.group.clone()))
+            .or_default();
         if takes {
             group.taken = true;
         } else if !line.name.is_empty() {
@@ -116,7 +127,10 @@ impl Gathering {
         if takes || line.name.is_empty() {
             let id = self.id(&line.instance, &line.group, &line.name);
             if line.failed.is_some() && self.failed.insert(id) {
-                self.failed_names.entry(line.instance.clone()).or_default().push((line.group.clone(), line.name.clone()));
+                self.failed_names
+                    .entry(line.instance.clone())
+                    .or_default()
+                    .push((line.group.clone(), line.name.clone()));
             }
             self.lines.push((id, line));
         }
@@ -128,7 +142,9 @@ impl Gathering {
             .iter()
             .enumerate()
             .filter(|(id, unit)| {
-                let group = self.groups.get(&(unit.instance.clone(), unit.group.clone()));
+                let group = self
+                    .groups
+                    .get(&(unit.instance.clone(), unit.group.clone()));
                 group.is_some_and(|g| g.taken) && !self.failed.contains(&(*id as u32))
             })
             .map(|(id, _)| id as u32)
@@ -138,36 +154,80 @@ impl Gathering {
         }
         self.picked.retain(|block| !block.ranges.is_empty());
         self.picked.sort_by_key(|block| block.n);
-        let counts = self.lines.iter().filter(|(id, _)| taken.contains(id)).map(|(id, line)| (*id, count(line))).collect();
+        let counts = self
+            .lines
+            .iter()
+            .filter(|(id, _)| taken.contains(id))
+            .map(|(id, line)| (*id, count(line)))
+            .collect();
         let skipped = self
             .failed_names
             .iter()
-            .flat_map(|(instance, units)| units.iter().map(move |(group, name)| (format!("{instance}/{group}/{name}"), "it failed when it was backed up".to_owned())))
+            .flat_map(|(instance, units)| {
+                units.iter().map(move |(group, name)| {
+                    (
+                        format!("{instance}/{group}/{name}"),
+                        "it failed when it was backed up".to_owned(),
+                    )
+                })
+            })
             .collect();
-        let names = Arc::new(self.units.iter().map(|u| (u.group.clone(), u.name.clone())).collect());
-        Selected { picked: self.picked, skipped, units: self.units, names, counts, failed: self.failed_names, groups: self.groups }
+        let names = Arc::new(
+            self.units
+                .iter()
+                .map(|u| (u.group.clone(), u.name.clone()))
+                .collect(),
+        );
+        Selected {
+            picked: self.picked,
+            skipped,
+            units: self.units,
+            names,
+            counts,
+            failed: self.failed_names,
+            groups: self.groups,
+        }
     }
 }
 
 fn count(line: &UnitLine) -> UnitCount {
-    UnitCount { group: line.group.clone(), name: line.name.clone(), stage: line.stage, members: line.members, rows: line.rows, bytes: line.bytes }
+    UnitCount {
+        group: line.group.clone(),
+        name: line.name.clone(),
+        stage: line.stage,
+        members: line.members,
+        rows: line.rows,
+        bytes: line.bytes,
+    }
 }
 
 impl Selected {
     /// Whether anything of this instance is selected.
     pub fn has_instance(&self, instance: &str) -> bool {
-        self.counts.iter().any(|(id, _)| self.units[*id as usize].instance == instance)
+        self.counts
+            .iter()
+            .any(|(id, _)| self.units[*id as usize].instance == instance)
     }
 
     /// Selected groups and units, as a source and its mark need them.
     pub fn of_instance(&self, instance: &str) -> Vec<SelectedUnit> {
         let mut selected = Vec::new();
-        for ((of, group), what) in self.groups.iter().filter(|((of, _), what)| of == instance && what.taken) {
+        for ((of, group), what) in self
+            .groups
+            .iter()
+            .filter(|((of, _), what)| of == instance && what.taken)
+        {
             debug_assert_eq!(of, instance);
             if what.left_out {
-                selected.extend(what.units.iter().map(|unit| SelectedUnit { group: group.clone(), unit: Some(unit.clone()) }));
+                selected.extend(what.units.iter().map(|unit| SelectedUnit {
+                    group: group.clone(),
+                    unit: Some(unit.clone()),
+                }));
             } else {
-                selected.push(SelectedUnit { group: group.clone(), unit: None });
+                selected.push(SelectedUnit {
+                    group: group.clone(),
+                    unit: None,
+                });
             }
         }
         selected
@@ -175,18 +235,31 @@ impl Selected {
 
     /// Blocks that hold anything selected of this instance, with those parts only.
     pub fn blocks_of<'a>(&'a self, instance: &'a str) -> impl Iterator<Item = &'a Picked> {
-        self.picked.iter().filter(move |block| block.ranges.first().is_some_and(|(unit, _, _)| self.units[*unit as usize].instance == instance))
+        self.picked.iter().filter(move |block| {
+            block
+                .ranges
+                .first()
+                .is_some_and(|(unit, _, _)| self.units[*unit as usize].instance == instance)
+        })
     }
 
     /// Counts per unit and stage.
     pub fn counts_of(&self, instance: &str) -> Vec<UnitCount> {
-        self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance).map(|(_, count)| count.clone()).collect()
+        self.counts
+            .iter()
+            .filter(|(id, _)| self.units[*id as usize].instance == instance)
+            .map(|(_, count)| count.clone())
+            .collect()
     }
 
     /// Members and bytes per unit and stage.
     pub fn declared(&self, instance: &str) -> HashMap<(u32, Stage), (u64, u64)> {
-        let of = self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance);
-        of.map(|(id, count)| ((*id, count.stage), (count.members, count.bytes))).collect()
+        let of = self
+            .counts
+            .iter()
+            .filter(|(id, _)| self.units[*id as usize].instance == instance);
+        of.map(|(id, count)| ((*id, count.stage), (count.members, count.bytes)))
+            .collect()
     }
 
     /// Units that failed at backup.
@@ -198,7 +271,11 @@ impl Selected {
     pub fn totals_of(&self, instance: &str) -> Totals {
         let mut totals = Totals::default();
         let mut seen = HashSet::new();
-        for (id, count) in self.counts.iter().filter(|(id, _)| self.units[*id as usize].instance == instance) {
+        for (id, count) in self
+            .counts
+            .iter()
+            .filter(|(id, _)| self.units[*id as usize].instance == instance)
+        {
             if !count.name.is_empty() && seen.insert(*id) {
                 totals.units += 1;
             }
@@ -216,7 +293,10 @@ impl Selected {
 
     /// `group/unit` by number.
     pub fn unit_name(&self, id: u32) -> String {
-        self.units.get(id as usize).map(|u| format!("{}/{}", u.group, u.name)).unwrap_or_default()
+        self.units
+            .get(id as usize)
+            .map(|u| format!("{}/{}", u.group, u.name))
+            .unwrap_or_default()
     }
 
     /// Units that lie in these blocks, as selectors.
@@ -225,8 +305,19 @@ impl Selected {
             .picked
             .iter()
             .filter(|block| blocks.contains(&block.n))
-            .flat_map(|block| block.ranges.iter().map(|(unit, _, _)| &self.units[*unit as usize]))
-            .map(|unit| if unit.name.is_empty() { format!("{}/{}", unit.instance, unit.group) } else { format!("{}/{}/{}", unit.instance, unit.group, unit.name) })
+            .flat_map(|block| {
+                block
+                    .ranges
+                    .iter()
+                    .map(|(unit, _, _)| &self.units[*unit as usize])
+            })
+            .map(|unit| {
+                if unit.name.is_empty() {
+                    format!("{}/{}", unit.instance, unit.group)
+                } else {
+                    format!("{}/{}/{}", unit.instance, unit.group, unit.name)
+                }
+            })
             .collect();
         touched.into_iter().collect()
     }

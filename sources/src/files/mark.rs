@@ -33,13 +33,19 @@ pub struct Unfinished {
 impl Mark {
     /// Whether this unit may be half restored.
     pub fn covers(&self, group: &str, unit: &str) -> bool {
-        self.restores.iter().flat_map(|r| &r.selected).any(|s| s.group == group && s.unit.as_deref().is_none_or(|name| name == unit))
+        self.restores
+            .iter()
+            .flat_map(|r| &r.selected)
+            .any(|s| s.group == group && s.unit.as_deref().is_none_or(|name| name == unit))
     }
 
     /// In words, with what to type.
     pub fn describe(&self) -> String {
         let archives: Vec<_> = self.restores.iter().map(|r| r.archive.as_str()).collect();
-        format!("a restore from archive {} did not finish here", archives.join(", "))
+        format!(
+            "a restore from archive {} did not finish here",
+            archives.join(", ")
+        )
     }
 
     /// The refusal that a backup gives for its units.
@@ -60,27 +66,39 @@ pub fn read(folder: &Path) -> Result<Option<Mark>> {
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     serde_json::from_slice(&text).map(Some).map_err(|e| {
-        Error::new(ErrorKind::Conflict, format!("the mark `{}` cannot be read: {e}", path.display())).hint("look at the folder, and remove the mark when it is whole")
+        Error::new(
+            ErrorKind::Conflict,
+            format!("the mark `{}` cannot be read: {e}", path.display()),
+        )
+        .hint("look at the folder, and remove the mark when it is whole")
     })
 }
 
 /// Sets the mark for a restore that begins. Restores that it covers are forgotten: it will write what they owed.
 pub fn begin(folder: &Path, mine: Unfinished) -> Result<()> {
     let mut mark = read(folder)?.unwrap_or_default();
-    mark.restores.retain(|other| !other.selected.iter().all(|s| covered(s, &mine.selected)));
+    mark.restores
+        .retain(|other| !other.selected.iter().all(|s| covered(s, &mine.selected)));
     mark.restores.push(mine);
     write(folder, &mark)
 }
 
 fn covered(what: &Selected, by: &[Selected]) -> bool {
-    by.iter().any(|s| s.group == what.group && (s.unit.is_none() || s.unit == what.unit))
+    by.iter()
+        .any(|s| s.group == what.group && (s.unit.is_none() || s.unit == what.unit))
 }
 
 /// Takes this restore out of the mark; the last one takes the mark away.
 pub fn finish(folder: &Path, id: &str) -> Result<()> {
-    let Some(mut mark) = read(folder)? else { return Ok(()) };
+    let Some(mut mark) = read(folder)? else {
+        return Ok(());
+    };
     mark.restores.retain(|r| r.id != id);
-    if mark.restores.is_empty() { forget(folder) } else { write(folder, &mark) }
+    if mark.restores.is_empty() {
+        forget(folder)
+    } else {
+        write(folder, &mark)
+    }
 }
 
 /// Takes the mark away, whatever it says.
@@ -96,11 +114,16 @@ fn write(folder: &Path, mark: &Mark) -> Result<()> {
     let path = folder.join(MARK_NAME);
     let temporary = folder.join(format!("{}mark", bk_core::tree::TEMPORARY_PREFIX));
     let text = serde_json::to_vec_pretty(mark).map_err(|e| bk_core::error::bug(e.to_string()))?;
-    let written = File::create(&temporary).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
-    written.and_then(|()| std::fs::rename(&temporary, &path)).map_err(|e| Error::io("write", &path, e))?;
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+    written
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .map_err(|e| Error::io("write", &path, e))?;
     sync(folder)
 }
 
 fn sync(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync the folder", folder, e))
+    File::open(folder)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::io("sync the folder", folder, e))
 }

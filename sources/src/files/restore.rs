@@ -6,7 +6,9 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, conflict, unsupported};
 use bk_core::extract::write_member;
 use bk_core::name::{MemberPath, escape, unescape};
-use bk_core::source::{Existing, Input, Kind, Member, Meta, RestoreOptions, Selected, Stage, Tally, UnitCount};
+use bk_core::source::{
+    Existing, Input, Kind, Member, Meta, RestoreOptions, Selected, Stage, Tally, UnitCount,
+};
 use bk_core::tree::{TEMPORARY_PREFIX, Tree, TreeOptions};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -16,19 +18,30 @@ use std::path::{Path, PathBuf};
 /// Names that are printed of what was kept on purpose.
 const KEPT_NAMED: usize = 100;
 
-pub(super) async fn restore(files: &Files, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
+pub(super) async fn restore(
+    files: &Files,
+    cx: &Context,
+    input: Input,
+    how: &RestoreOptions,
+) -> Result<Tally> {
     let target = how.into_place.clone().unwrap_or_else(|| files.path.clone());
     if how.forget_unfinished {
         mark::forget(&target)?;
         return Ok(Tally::default());
     }
     if input.facts().layout > LAYOUT {
-        return Err(unsupported(format!("the files in the archive have layout {}; this version knows {LAYOUT}", input.facts().layout)).hint("use a newer bk"));
+        return Err(unsupported(format!(
+            "the files in the archive have layout {}; this version knows {LAYOUT}",
+            input.facts().layout
+        ))
+        .hint("use a newer bk"));
     }
     let restoring = Restoring::new(target, cx.clone(), how.clone(), &input)?;
     // File work, so not on an async thread; the members come from one.
     let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(restoring.run(input))).await.map_err(|e| bug(format!("the restore ended: {e}")))?
+    tokio::task::spawn_blocking(move || runtime.block_on(restoring.run(input)))
+        .await
+        .map_err(|e| bug(format!("the restore ended: {e}")))?
 }
 
 struct Restoring {
@@ -48,10 +61,22 @@ struct Restoring {
 
 impl Restoring {
     fn new(target: PathBuf, cx: Context, how: RestoreOptions, input: &Input) -> Result<Self> {
-        let words: FilterWords = serde_json::from_value(input.facts().selection.clone()).unwrap_or_default();
-        let filter = Filter::new(words).map_err(|e| Error::corrupt(format!("the selection in the archive's facts is no glob: {e}")))?;
-        if let Some((group, _)) = how.into_group.iter().find(|(group, new)| group == "." || new.contains('/') || new == "." || new == "..") {
-            return Err(conflict(format!("group `{group}` cannot be given that name")).hint("a top-level folder gets a plain name: --into files/photos=photos_old"));
+        let words: FilterWords =
+            serde_json::from_value(input.facts().selection.clone()).unwrap_or_default();
+        let filter = Filter::new(words).map_err(|e| {
+            Error::corrupt(format!(
+                "the selection in the archive's facts is no glob: {e}"
+            ))
+        })?;
+        if let Some((group, _)) = how
+            .into_group
+            .iter()
+            .find(|(group, new)| group == "." || new.contains('/') || new == "." || new == "..")
+        {
+            return Err(
+                conflict(format!("group `{group}` cannot be given that name"))
+                    .hint("a top-level folder gets a plain name: --into files/photos=photos_old"),
+            );
         }
         Ok(Self {
             existing: how.existing.unwrap_or(Existing::Merge),
@@ -77,8 +102,23 @@ impl Restoring {
         };
         let mut tree = Tree::open(&self.target, options, &self.how.id)?;
         self.refuse_existing(&tree)?;
-        let selected = self.how.selected.iter().map(|s| Selected { group: self.group(&s.group), unit: s.unit.clone() }).collect();
-        mark::begin(&self.target, Unfinished { id: self.how.id.clone(), archive: self.how.archive.clone(), selected })?;
+        let selected = self
+            .how
+            .selected
+            .iter()
+            .map(|s| Selected {
+                group: self.group(&s.group),
+                unit: s.unit.clone(),
+            })
+            .collect();
+        mark::begin(
+            &self.target,
+            Unfinished {
+                id: self.how.id.clone(),
+                archive: self.how.archive.clone(),
+                selected,
+            },
+        )?;
         for stage in [Stage::Schema, Stage::Data, Stage::Large] {
             self.stage(&mut tree, &mut input, stage).await?;
         }
@@ -97,13 +137,23 @@ impl Restoring {
         self.tally.units = self
             .counts
             .into_iter()
-            .map(|((group, name, stage), (members, bytes))| UnitCount { group, name, stage, members, rows: members, bytes })
+            .map(|((group, name, stage), (members, bytes))| UnitCount {
+                group,
+                name,
+                stage,
+                members,
+                rows: members,
+                bytes,
+            })
             .collect();
         Ok(self.tally)
     }
 
     fn group(&self, group: &str) -> String {
-        self.groups.get(group).cloned().unwrap_or_else(|| group.to_owned())
+        self.groups
+            .get(group)
+            .cloned()
+            .unwrap_or_else(|| group.to_owned())
     }
 
     /// `--existing refuse`: before anything is written, by the groups and units that are selected.
@@ -117,7 +167,11 @@ impl Restoring {
                 None => self.loose_file(&self.group(&selected.group))?,
             };
             if let Some(there) = there {
-                return Err(conflict(format!("`{}` is there already", self.target.join(there).display())).hint("repeat with --existing merge or --existing replace"));
+                return Err(conflict(format!(
+                    "`{}` is there already",
+                    self.target.join(there).display()
+                ))
+                .hint("repeat with --existing merge or --existing replace"));
             }
         }
         Ok(())
@@ -130,13 +184,22 @@ impl Restoring {
             _ if group == b"." => Ok(None),
             Some(".") => Ok(None),
             None => MemberPath::new(group).map(Some),
-            Some(unit) => MemberPath::new([group, b"/".to_vec(), unescape(unit)].concat()).map(Some),
+            Some(unit) => {
+                MemberPath::new([group, b"/".to_vec(), unescape(unit)].concat()).map(Some)
+            }
         }
     }
 
     fn loose_file(&self, group: &str) -> Result<Option<String>> {
-        let folder = if group == "." { self.target.clone() } else { self.target.join(OsStr::from_bytes(&unescape(group))) };
-        Ok(list(&folder)?.into_iter().find(|(_, is_folder)| !is_folder).map(|(name, _)| escape(&name)))
+        let folder = if group == "." {
+            self.target.clone()
+        } else {
+            self.target.join(OsStr::from_bytes(&unescape(group)))
+        };
+        Ok(list(&folder)?
+            .into_iter()
+            .find(|(_, is_folder)| !is_folder)
+            .map(|(name, _)| escape(&name)))
     }
 
     async fn stage(&mut self, tree: &mut Tree, input: &mut Input, stage: Stage) -> Result<()> {
@@ -153,7 +216,7 @@ impl Restoring {
         let members = input.stage(Stage::Finish).await?;
         let mut later = Vec::new();
         while let Some(member) = members.next().await? {
-            let path = self.renamed(&member)?;
+            let path = self.renamed(&member.path, &member.meta.kind)?;
             self.restored.insert(key(&path));
             later.push(member);
         }
@@ -164,22 +227,25 @@ impl Restoring {
         Ok(())
     }
 
-    fn renamed(&self, member: &Member) -> Result<MemberPath> {
-        let Some((first, rest)) = member.path.split_first() else { return Ok(member.path.clone()) };
+    fn renamed(&self, path: &MemberPath, kind: &Kind) -> Result<MemberPath> {
+        let Some((first, rest)) = path.split_first() else {
+            return Ok(path.clone());
+        };
         match self.groups.get(&escape(first)) {
-            Some(new) if !rest.as_bytes().is_empty() => MemberPath::new([new.as_bytes(), b"/", rest.as_bytes()].concat()),
-            Some(new) if member.meta.kind == Kind::Directory => MemberPath::new(new.as_bytes()),
-            _ => Ok(member.path.clone()),
+            Some(new) if !rest.as_bytes().is_empty() => {
+                MemberPath::new([new.as_bytes(), b"/", rest.as_bytes()].concat())
+            }
+            Some(new) if *kind == Kind::Directory => MemberPath::new(new.as_bytes()),
+            _ => Ok(path.clone()),
         }
     }
 
     async fn member(&mut self, tree: &mut Tree, mut member: Member, stage: Stage) -> Result<()> {
         let unit = member.unit.clone();
         let shown = member.path.to_string();
-        member.path = self.renamed(&member)?;
+        member.path = self.renamed(&member.path, &member.meta.kind)?;
         if let Kind::Hardlink(target) = &member.meta.kind {
-            let target = Member { path: target.clone(), unit: unit.clone(), meta: Default::default(), len: None, body: bk_core::source::Body::Whole(Default::default()) };
-            member.meta.kind = Kind::Hardlink(self.renamed(&target)?);
+            member.meta.kind = Kind::Hardlink(self.renamed(target, &Kind::File)?);
         }
         self.restored.insert(key(&member.path));
         if member.path.as_bytes().is_empty() {
@@ -192,8 +258,14 @@ impl Restoring {
                 Ok(())
             }
             // A link that leads out is the one thing that is left out by itself.
-            Err(error) if error.kind == ErrorKind::Conflict && self.existing != Existing::Refuse => {
-                let hint = error.hint.as_deref().map(|h| format!("; {h}")).unwrap_or_default();
+            Err(error)
+                if error.kind == ErrorKind::Conflict && self.existing != Existing::Refuse =>
+            {
+                let hint = error
+                    .hint
+                    .as_deref()
+                    .map(|h| format!("; {h}"))
+                    .unwrap_or_default();
                 self.tally.failed.push(format!("{error}{hint}"));
                 Ok(())
             }
@@ -214,10 +286,22 @@ impl Restoring {
 
     fn remove_loose(&mut self, tree: &mut Tree, group: &str) -> Result<()> {
         let new = unescape(&self.group(group));
-        let (folder, prefix) = if group == "." { (self.target.clone(), Vec::new()) } else { (self.target.join(OsStr::from_bytes(&new)), [&new[..], b"/"].concat()) };
+        let (folder, prefix) = if group == "." {
+            (self.target.clone(), Vec::new())
+        } else {
+            (
+                self.target.join(OsStr::from_bytes(&new)),
+                [&new[..], b"/"].concat(),
+            )
+        };
         for (name, is_folder) in list(&folder)? {
             if !is_folder {
-                self.remove_one(tree, MemberPath::new([&prefix[..], &name].concat())?, group, ".")?;
+                self.remove_one(
+                    tree,
+                    MemberPath::new([&prefix[..], &name].concat())?,
+                    group,
+                    ".",
+                )?;
             }
         }
         Ok(())
@@ -227,8 +311,14 @@ impl Restoring {
         for (name, is_folder) in list(&self.target.join(OsStr::from_bytes(place.as_bytes())))? {
             let path = MemberPath::new([place.as_bytes(), b"/", &name].concat())?;
             let parts: Vec<_> = path.parts().collect();
-            let unit = if parts.len() == 2 && !is_folder { ".".to_owned() } else { escape(parts.get(1).copied().unwrap_or_default()) };
-            if is_folder && (self.restored.contains(&key(&path)) || self.holds_kept(&path, group, &unit)) {
+            let unit = if parts.len() == 2 && !is_folder {
+                ".".to_owned()
+            } else {
+                escape(parts.get(1).copied().unwrap_or_default())
+            };
+            if is_folder
+                && (self.restored.contains(&key(&path)) || self.holds_kept(&path, group, &unit))
+            {
                 self.remove_in(tree, &path, group)?;
             } else {
                 self.remove_one(tree, path, group, &unit)?;
@@ -239,31 +329,45 @@ impl Restoring {
 
     /// A folder that the archive does not have, in which the backup may have left something out.
     fn holds_kept(&self, path: &MemberPath, group: &str, unit: &str) -> bool {
-        self.failed.contains(&(group.to_owned(), unit.to_owned())) || !self.filter.words().exclude.is_empty() && self.any_left_out(path, group)
+        self.failed.contains(&(group.to_owned(), unit.to_owned()))
+            || !self.filter.words().exclude.is_empty() && self.any_left_out(path, group)
     }
 
     fn any_left_out(&self, path: &MemberPath, group: &str) -> bool {
-        let children = list(&self.target.join(OsStr::from_bytes(path.as_bytes()))).unwrap_or_default();
+        let children =
+            list(&self.target.join(OsStr::from_bytes(path.as_bytes()))).unwrap_or_default();
         children.iter().any(|(name, is_folder)| {
-            MemberPath::new([path.as_bytes(), b"/", name].concat()).is_ok_and(|child| self.left_out(&child, group) || *is_folder && self.any_left_out(&child, group))
+            MemberPath::new([path.as_bytes(), b"/", name].concat()).is_ok_and(|child| {
+                self.left_out(&child, group) || *is_folder && self.any_left_out(&child, group)
+            })
         })
     }
 
     /// Whether the backup's own selection left it out; it was asked by the name that it had there.
     fn left_out(&self, path: &MemberPath, group: &str) -> bool {
         let archived = match path.split_first() {
-            Some((_, rest)) if self.groups.contains_key(group) => MemberPath::new([&unescape(group)[..], b"/", rest.as_bytes()].concat()).unwrap_or_else(|_| path.clone()),
+            Some((_, rest)) if self.groups.contains_key(group) => {
+                MemberPath::new([&unescape(group)[..], b"/", rest.as_bytes()].concat())
+                    .unwrap_or_else(|_| path.clone())
+            }
             _ => path.clone(),
         };
         let archived = Path::new(OsStr::from_bytes(archived.as_bytes()));
         self.filter.leaves_out(archived) || !self.filter.takes_file(archived)
     }
 
-    fn remove_one(&mut self, tree: &mut Tree, path: MemberPath, group: &str, unit: &str) -> Result<()> {
+    fn remove_one(
+        &mut self,
+        tree: &mut Tree,
+        path: MemberPath,
+        group: &str,
+        unit: &str,
+    ) -> Result<()> {
         if self.restored.contains(&key(&path)) {
             return Ok(());
         }
-        if self.failed.contains(&(group.to_owned(), unit.to_owned())) || self.left_out(&path, group) {
+        if self.failed.contains(&(group.to_owned(), unit.to_owned())) || self.left_out(&path, group)
+        {
             if self.tally.kept.len() < KEPT_NAMED {
                 self.tally.kept.push(path.to_string());
             }

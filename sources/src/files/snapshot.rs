@@ -83,25 +83,44 @@ impl FilesSnapshot {
     }
 
     fn marked(&self, group: &str, unit: &str) -> bool {
-        self.mark.as_ref().is_some_and(|mark| mark.covers(group, unit))
+        self.mark
+            .as_ref()
+            .is_some_and(|mark| mark.covers(group, unit))
     }
 
     async fn data(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let (items, mut queue) = mpsc::channel(SMALL_WAITING);
-        let walk = Walk { root: self.root.clone(), filter: self.filter.clone(), items };
+        let walk = Walk {
+            root: self.root.clone(),
+            filter: self.filter.clone(),
+            items,
+        };
         let walking = tokio::task::spawn_blocking(move || walk.data());
-        let mut writing = Writing { out: out.clone(), lane: None, unit: None, unit_bytes: 0, members: 0 };
+        let mut writing = Writing {
+            out: out.clone(),
+            lane: None,
+            unit: None,
+            unit_bytes: 0,
+            members: 0,
+        };
         let written = self.write_items(cx, &mut queue, &mut writing).await;
         // An early end stops the walk at its next item.
         drop(queue);
-        let walked = walking.await.map_err(|e| bug(format!("the walk ended: {e}")))?;
+        let walked = walking
+            .await
+            .map_err(|e| bug(format!("the walk ended: {e}")))?;
         written?;
         walked?;
         writing.close().await?;
         self.fail_marked(cx, out).await
     }
 
-    async fn write_items(&mut self, cx: &Context, queue: &mut mpsc::Receiver<Item>, writing: &mut Writing) -> Result<()> {
+    async fn write_items(
+        &mut self,
+        cx: &Context,
+        queue: &mut mpsc::Receiver<Item>,
+        writing: &mut Writing,
+    ) -> Result<()> {
         let mut skipping = false;
         while let Some(item) = queue.recv().await {
             cx.check_cancelled()?;
@@ -132,7 +151,12 @@ impl FilesSnapshot {
     }
 
     /// A file of up to 16 MiB: gathered whole, or read again, or its unit fails.
-    async fn file(&mut self, writing: &mut Writing, path: MemberPath, open: OpenFile) -> Result<()> {
+    async fn file(
+        &mut self,
+        writing: &mut Writing,
+        path: MemberPath,
+        open: OpenFile,
+    ) -> Result<()> {
         let (group, name) = writing.current()?;
         let mut open = Some(open);
         let mut last = None;
@@ -146,7 +170,10 @@ impl FilesSnapshot {
             }
             let (len, seen) = (file.len, file.meta.mtime);
             let mut reader = tokio::fs::File::from_std(file.file);
-            match writing.sized(path.clone(), file.meta, len, &mut reader).await {
+            match writing
+                .sized(path.clone(), file.meta, len, &mut reader)
+                .await
+            {
                 Ok(()) => {
                     self.say_if_changed(&path, &reader, len, seen).await;
                     return Ok(());
@@ -154,13 +181,24 @@ impl FilesSnapshot {
                 Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
                 Err(error) => last = Some(error),
             }
-            open = self.root.open_beneath(&path)?.filter(|file| file.len <= LARGE_BYTES);
+            open = self
+                .root
+                .open_beneath(&path)?
+                .filter(|file| file.len <= LARGE_BYTES);
         }
         let error = last.unwrap_or_else(|| bug("a file was never read"));
-        writing.fail(&error.within(format!("`{path}` changed each time it was read"))).await
+        writing
+            .fail(&error.within(format!("`{path}` changed each time it was read")))
+            .await
     }
 
-    async fn say_if_changed(&mut self, path: &MemberPath, file: &tokio::fs::File, len: u64, seen: (i64, u32)) {
+    async fn say_if_changed(
+        &mut self,
+        path: &MemberPath,
+        file: &tokio::fs::File,
+        len: u64,
+        seen: (i64, u32),
+    ) {
         use std::os::unix::fs::MetadataExt;
         if let Ok(now) = file.metadata().await
             && (now.len() != len || (now.mtime(), now.mtime_nsec() as u32) != seen)
@@ -170,23 +208,43 @@ impl FilesSnapshot {
     }
 
     /// A further name of an inode: a hard link inside its unit, elsewhere a body of its own with the number of its group of links.
-    fn hard_link(&mut self, group: &str, name: &str, path: &MemberPath, file: &mut OpenFile) -> Option<Meta> {
+    fn hard_link(
+        &mut self,
+        group: &str,
+        name: &str,
+        path: &MemberPath,
+        file: &mut OpenFile,
+    ) -> Option<Meta> {
         let inode = file.inode?;
-        let first = self.inodes.entry(inode).or_insert_with(|| (group.to_owned(), name.to_owned(), path.clone()));
+        let first = self
+            .inodes
+            .entry(inode)
+            .or_insert_with(|| (group.to_owned(), name.to_owned(), path.clone()));
         file.meta.inode_group = Some(hash64(first.2.as_bytes()));
         let same_unit = first.0 == group && first.1 == name && first.2 != *path;
-        same_unit.then(|| Meta { kind: Kind::Hardlink(first.2.clone()), inode_group: None, ..file.meta.clone() })
+        same_unit.then(|| Meta {
+            kind: Kind::Hardlink(first.2.clone()),
+            inode_group: None,
+            ..file.meta.clone()
+        })
     }
 
     /// Marked units that the walk did not even see fail as well.
     async fn fail_marked(&self, cx: &Context, out: &Output) -> Result<()> {
-        let Some(mark) = &self.mark else { return Ok(()) };
+        let Some(mark) = &self.mark else {
+            return Ok(());
+        };
         let refusal = mark.refusal(&cx.instance);
         let mut missing: BTreeSet<(String, String)> = BTreeSet::new();
         for selected in mark.restores.iter().flat_map(|r| &r.selected) {
-            let fits = |(group, name): &(String, String)| *group == selected.group && selected.unit.as_ref().is_none_or(|unit| unit == name);
+            let fits = |(group, name): &(String, String)| {
+                *group == selected.group && selected.unit.as_ref().is_none_or(|unit| unit == name)
+            };
             if !self.marked_seen.iter().any(fits) {
-                missing.insert((selected.group.clone(), selected.unit.clone().unwrap_or_else(|| "*".into())));
+                missing.insert((
+                    selected.group.clone(),
+                    selected.unit.clone().unwrap_or_else(|| "*".into()),
+                ));
             }
         }
         for (group, name) in missing {
@@ -199,7 +257,13 @@ impl FilesSnapshot {
 
     async fn large_files(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let large = std::mem::take(&mut self.large);
-        let mut writing = Writing { out: out.clone(), lane: None, unit: None, unit_bytes: 0, members: 0 };
+        let mut writing = Writing {
+            out: out.clone(),
+            lane: None,
+            unit: None,
+            unit_bytes: 0,
+            members: 0,
+        };
         for (group, name, path) in large {
             cx.check_cancelled()?;
             if writing.unit.as_ref() != Some(&(group.clone(), name.clone())) {
@@ -216,7 +280,12 @@ impl FilesSnapshot {
         writing.close().await
     }
 
-    async fn large_file(&mut self, writing: &mut Writing, path: MemberPath, mut open: OpenFile) -> Result<()> {
+    async fn large_file(
+        &mut self,
+        writing: &mut Writing,
+        path: MemberPath,
+        mut open: OpenFile,
+    ) -> Result<()> {
         let (group, name) = writing.current()?;
         // Links of a large file point at its first name, which was written in this stage.
         if let Some(link) = self.hard_link(&group, &name, &path, &mut open) {
@@ -225,12 +294,22 @@ impl FilesSnapshot {
         let (len, seen) = (open.len, open.meta.mtime);
         let mut reader = tokio::fs::File::from_std(open.file);
         reader.set_max_buf_size(1 << 20);
-        match writing.sized(path.clone(), open.meta, len, &mut reader).await {
+        match writing
+            .sized(path.clone(), open.meta, len, &mut reader)
+            .await
+        {
             Ok(()) => {
                 self.say_if_changed(&path, &reader, len, seen).await;
                 Ok(())
             }
-            Err(error) if matches!(error.kind, ErrorKind::Cancelled | ErrorKind::Bug | ErrorKind::Plugin) => Err(error),
+            Err(error)
+                if matches!(
+                    error.kind,
+                    ErrorKind::Cancelled | ErrorKind::Bug | ErrorKind::Plugin
+                ) =>
+            {
+                Err(error)
+            }
             // Torn: the lane has filled it up and failed the unit.
             Err(error) => writing.fail(&error).await,
         }
@@ -239,28 +318,44 @@ impl FilesSnapshot {
     /// Folders and symbolic links, innermost first.
     async fn finish(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let (items, mut queue) = mpsc::channel(SMALL_WAITING);
-        let walk = Walk { root: self.root.clone(), filter: self.filter.clone(), items };
+        let walk = Walk {
+            root: self.root.clone(),
+            filter: self.filter.clone(),
+            items,
+        };
         let walking = tokio::task::spawn_blocking(move || walk.finish());
-        let mut writing = Writing { out: out.clone(), lane: None, unit: None, unit_bytes: 0, members: 0 };
+        let mut writing = Writing {
+            out: out.clone(),
+            lane: None,
+            unit: None,
+            unit_bytes: 0,
+            members: 0,
+        };
         let written = self.write_finish(cx, &mut queue, &mut writing).await;
         drop(queue);
-        let walked = walking.await.map_err(|e| bug(format!("the walk ended: {e}")))?;
+        let walked = walking
+            .await
+            .map_err(|e| bug(format!("the walk ended: {e}")))?;
         written?;
         walked?;
         writing.close().await
     }
 
-    async fn write_finish(&mut self, cx: &Context, queue: &mut mpsc::Receiver<Item>, writing: &mut Writing) -> Result<()> {
+    async fn write_finish(
+        &mut self,
+        cx: &Context,
+        queue: &mut mpsc::Receiver<Item>,
+        writing: &mut Writing,
+    ) -> Result<()> {
         while let Some(item) = queue.recv().await {
             cx.check_cancelled()?;
             let (path, meta) = match item {
                 Item::Link(path, meta) => (path, meta),
-                // Said in Data already.
-                Item::Warning(_) => continue,
                 Item::Failed(error) => {
                     writing.fail(&error).await?;
                     continue;
                 }
+                // Warnings were said in Data already.
                 _ => continue,
             };
             let (group, name) = unit_of(&path, meta.kind == Kind::Directory);
@@ -280,7 +375,11 @@ impl FilesSnapshot {
 #[async_trait]
 impl Snapshot for FilesSnapshot {
     fn at(&self) -> PointInTime {
-        PointInTime { instant: self.at, consistency: "none".into(), position: None }
+        PointInTime {
+            instant: self.at,
+            consistency: "none".into(),
+            position: None,
+        }
     }
 
     fn large(&self) -> bool {
@@ -302,10 +401,20 @@ impl Snapshot for FilesSnapshot {
             warnings.push(format!("and {} more", self.more_warnings));
         }
         if self.left_out > 0 {
-            warnings.push(format!("{} sockets, pipes or devices were left out", self.left_out));
+            warnings.push(format!(
+                "{} sockets, pipes or devices were left out",
+                self.left_out
+            ));
         }
-        let selection = serde_json::to_value(self.filter.words()).map_err(|e| bug(e.to_string()))?;
-        Ok(Facts { layout: LAYOUT, selection, more: serde_json::Value::Null, notes: Vec::new(), warnings })
+        let selection =
+            serde_json::to_value(self.filter.words()).map_err(|e| bug(e.to_string()))?;
+        Ok(Facts {
+            layout: LAYOUT,
+            selection,
+            more: serde_json::Value::Null,
+            notes: Vec::new(),
+            warnings,
+        })
     }
 }
 
@@ -335,7 +444,9 @@ impl Writing {
     }
 
     fn current(&self) -> Result<(String, String)> {
-        self.unit.clone().ok_or_else(|| bug("an entry outside of any unit"))
+        self.unit
+            .clone()
+            .ok_or_else(|| bug("an entry outside of any unit"))
     }
 
     async fn lane(&mut self) -> Result<&mut Lane> {
@@ -356,7 +467,13 @@ impl Writing {
         Ok(())
     }
 
-    async fn sized(&mut self, path: MemberPath, meta: Meta, len: u64, reader: &mut tokio::fs::File) -> Result<()> {
+    async fn sized(
+        &mut self,
+        path: MemberPath,
+        meta: Meta,
+        len: u64,
+        reader: &mut tokio::fs::File,
+    ) -> Result<()> {
         self.lane().await?.sized(path, meta, len, reader).await?;
         self.count(len);
         Ok(())
@@ -377,7 +494,11 @@ impl Writing {
 
     async fn end(&mut self) -> Result<()> {
         match self.unit.take() {
-            Some((group, name)) => self.out.end(&group, &name, Counted { rows: self.members }).await,
+            Some((group, name)) => {
+                self.out
+                    .end(&group, &name, Counted { rows: self.members })
+                    .await
+            }
             None => Ok(()),
         }
     }
@@ -417,7 +538,9 @@ impl Walk {
         self.loose_files(&self.root, ".", &names)?;
         for folder in names.iter().filter(|n| n.kind == FileType::Directory) {
             let group = escape(&folder.name);
-            let Some(top) = self.enter(&self.root, &folder.name)? else { continue };
+            let Some(top) = self.enter(&self.root, &folder.name)? else {
+                continue;
+            };
             let names = match top.names(&self.filter) {
                 Ok(names) => names,
                 Err(error) => {
@@ -430,7 +553,10 @@ impl Walk {
                 self.send(Item::Unit(group.clone(), escape(&folder.name)))?;
                 match top.enter(&folder.name) {
                     Ok(Some(unit)) => self.files_of(&unit)?,
-                    Ok(None) => self.send(Item::Warning(format!("`{}` vanished", top.shown(&folder.name).display())))?,
+                    Ok(None) => self.send(Item::Warning(format!(
+                        "`{}` vanished",
+                        top.shown(&folder.name).display()
+                    )))?,
                     Err(error) => self.send(Item::Failed(error))?,
                 }
                 self.send(Item::End)?;
@@ -443,7 +569,10 @@ impl Walk {
         match folder.enter(name) {
             Ok(Some(entered)) => Ok(Some(entered)),
             Ok(None) => {
-                self.send(Item::Warning(format!("`{}` vanished", folder.shown(name).display())))?;
+                self.send(Item::Warning(format!(
+                    "`{}` vanished",
+                    folder.shown(name).display()
+                )))?;
                 Ok(None)
             }
             Err(error) => {
@@ -482,7 +611,10 @@ impl Walk {
             }
             match folder.enter(&name.name) {
                 Ok(Some(inner)) => self.files_of(&inner)?,
-                Ok(None) => self.send(Item::Warning(format!("`{}` vanished", folder.shown(&name.name).display())))?,
+                Ok(None) => self.send(Item::Warning(format!(
+                    "`{}` vanished",
+                    folder.shown(&name.name).display()
+                )))?,
                 Err(error) => self.send(Item::Failed(error))?,
             }
         }
@@ -506,7 +638,11 @@ impl Walk {
         for _ in 0..TRIES {
             let mut open = match folder.open(name) {
                 Ok(Some(open)) => open,
-                Ok(None) => return Ok(self.send(Item::Warning(format!("`{path}` vanished while it was read")))?),
+                Ok(None) => {
+                    return Ok(self.send(Item::Warning(format!(
+                        "`{path}` vanished while it was read"
+                    )))?);
+                }
                 Err(error) => return Ok(self.send(Item::Failed(error))?),
             };
             if open.len > LARGE_BYTES {
@@ -518,7 +654,13 @@ impl Walk {
             let mut bytes = Vec::with_capacity(open.len as usize + 1);
             // One byte more tells whether it grew.
             match (&mut open.file).take(open.len + 1).read_to_end(&mut bytes) {
-                Err(e) => return Ok(self.send(Item::Failed(Error::io("read", &folder.shown(name), e)))?),
+                Err(e) => {
+                    return Ok(self.send(Item::Failed(Error::io(
+                        "read",
+                        &folder.shown(name),
+                        e,
+                    )))?);
+                }
                 Ok(read) if (read as u64) < open.len => continue,
                 Ok(read) if read as u64 > open.len => {
                     bytes.truncate(open.len as usize);
@@ -528,7 +670,10 @@ impl Walk {
             }
             return Ok(self.send(Item::Small(path, open.meta, bytes))?);
         }
-        Ok(self.send(Item::Failed(Error::new(ErrorKind::Unreachable, format!("`{path}` shrank each time it was read"))))?)
+        Ok(self.send(Item::Failed(Error::new(
+            ErrorKind::Unreachable,
+            format!("`{path}` shrank each time it was read"),
+        )))?)
     }
 
     fn finish(&self) -> Result<()> {
@@ -537,7 +682,9 @@ impl Walk {
 
     fn finish_folder(&self, folder: &Folder) -> Result<()> {
         // A folder that could not be listed has failed in Data.
-        let Ok(names) = folder.names(&self.filter) else { return Ok(()) };
+        let Ok(names) = folder.names(&self.filter) else {
+            return Ok(());
+        };
         // Folders first, then links: so the loose links of a folder, one unit, stand together.
         for name in names.iter().filter(|n| n.kind == FileType::Directory) {
             if let Ok(Some(inner)) = folder.enter(&name.name) {

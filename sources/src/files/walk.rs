@@ -13,8 +13,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
 
 /// A name in a folder, and what it is.
 pub struct Name {
@@ -47,13 +53,24 @@ pub struct OpenFile {
 impl Folder {
     /// The folder that a walk starts from. Here alone a link is followed: the operator named it.
     pub fn root(path: &Path) -> Result<Self> {
-        let handle = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| Error::io("open the folder", path, e.into()))?;
-        Ok(Self { handle, path: MemberPath::new("")?, root: path.to_path_buf() })
+        let handle = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::io("open the folder", path, e.into()))?;
+        Ok(Self {
+            handle,
+            path: MemberPath::new("")?,
+            root: path.to_path_buf(),
+        })
     }
 
     /// The path as a person knows it.
     pub fn shown(&self, name: &[u8]) -> PathBuf {
-        self.root.join(OsStr::from_bytes(self.path.as_bytes())).join(OsStr::from_bytes(name))
+        self.root
+            .join(OsStr::from_bytes(self.path.as_bytes()))
+            .join(OsStr::from_bytes(name))
     }
 
     /// The path of an entry beneath the root.
@@ -73,22 +90,35 @@ impl Folder {
         for entry in rustix::fs::Dir::read_from(&self.handle).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." || name == MARK_NAME.as_bytes() || name.starts_with(bk_core::tree::TEMPORARY_PREFIX.as_bytes()) {
+            if name == b"."
+                || name == b".."
+                || name == MARK_NAME.as_bytes()
+                || name.starts_with(bk_core::tree::TEMPORARY_PREFIX.as_bytes())
+            {
                 continue;
             }
             let kind = match entry.file_type() {
-                FileType::Unknown => match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(Errno::NOENT) => continue,
-                    Err(e) => return Err(failed(e)),
-                },
+                FileType::Unknown => {
+                    match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+                        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                        Err(Errno::NOENT) => continue,
+                        Err(e) => return Err(failed(e)),
+                    }
+                }
                 kind => kind,
             };
             let path = self.path_of(name)?;
             let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-            let taken = if kind == FileType::Directory { filter.enters(path) } else { filter.takes_file(path) };
+            let taken = if kind == FileType::Directory {
+                filter.enters(path)
+            } else {
+                filter.takes_file(path)
+            };
             if taken {
-                names.push(Name { name: name.to_vec(), kind });
+                names.push(Name {
+                    name: name.to_vec(),
+                    kind,
+                });
             }
         }
         names.sort_by(|a, b| a.name.cmp(&b.name));
@@ -98,7 +128,11 @@ impl Folder {
     /// A folder inside, or nothing when it vanished.
     pub fn enter(&self, name: &[u8]) -> Result<Option<Self>> {
         match rustix::fs::openat(&self.handle, name, FOLDER, Mode::empty()) {
-            Ok(handle) => Ok(Some(Self { handle, path: self.path_of(name)?, root: self.root.clone() })),
+            Ok(handle) => Ok(Some(Self {
+                handle,
+                path: self.path_of(name)?,
+                root: self.root.clone(),
+            })),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(e) => Err(Error::io("open the folder", &self.shown(name), e.into())),
         }
@@ -117,7 +151,12 @@ impl Folder {
             return Ok(None);
         }
         let inode = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
-        Ok(Some(OpenFile { file: handle.into(), len: stat.st_size as u64, meta: meta(&stat, Kind::File), inode }))
+        Ok(Some(OpenFile {
+            file: handle.into(),
+            len: stat.st_size as u64,
+            meta: meta(&stat, Kind::File),
+            inode,
+        }))
     }
 
     /// A link inside, or nothing when it vanished.
@@ -137,15 +176,25 @@ impl Folder {
 
     /// The folder's own mode, owner and time.
     pub fn meta(&self) -> Result<Meta> {
-        let stat = rustix::fs::fstat(&self.handle).map_err(|e| Error::io("look at", &self.shown(b""), e.into()))?;
+        let stat = rustix::fs::fstat(&self.handle)
+            .map_err(|e| Error::io("look at", &self.shown(b""), e.into()))?;
         Ok(meta(&stat, Kind::Directory))
     }
 
     /// Opens a file by its path beneath this root, folder by folder.
     pub fn open_beneath(&self, path: &MemberPath) -> Result<Option<OpenFile>> {
         let parts: Vec<_> = path.parts().collect();
-        let Some((name, folders)) = parts.split_last() else { return Ok(None) };
-        let mut folder = Self { handle: self.handle.try_clone().map_err(|e| Error::io("open", &self.root, e))?, path: self.path.clone(), root: self.root.clone() };
+        let Some((name, folders)) = parts.split_last() else {
+            return Ok(None);
+        };
+        let mut folder = Self {
+            handle: self
+                .handle
+                .try_clone()
+                .map_err(|e| Error::io("open", &self.root, e))?,
+            path: self.path.clone(),
+            root: self.root.clone(),
+        };
         for part in folders {
             match folder.enter(part)? {
                 Some(next) => folder = next,

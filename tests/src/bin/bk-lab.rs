@@ -6,7 +6,10 @@ use bk_core::name::MemberPath;
 use bk_core::restore::Request;
 use bk_core::selector::Selection;
 use bk_core::sink::Sink;
-use bk_core::source::{Body, Counted, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Snapshot, SnapshotOptions, Source, Stage, Tally, UnitCount};
+use bk_core::source::{
+    Body, Counted, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Snapshot,
+    SnapshotOptions, Source, Stage, Tally, UnitCount,
+};
 use bk_sinks::local::{Local, Step};
 use bk_tests::data;
 use bk_tests::engine::Site;
@@ -29,9 +32,15 @@ async fn main() {
         ["digest", folder] => print!("{}", data::digest_text(Path::new(folder))),
         ["corpus", folder, mib] => corpus(Path::new(folder), mib.parse().expect(USAGE)),
         ["tree", folder, files] => tree(Path::new(folder), files.parse().expect(USAGE)),
-        ["files", folder, count, mib] => files(Path::new(folder), count.parse().expect(USAGE), mib.parse().expect(USAGE)),
+        ["files", folder, count, mib] => files(
+            Path::new(folder),
+            count.parse().expect(USAGE),
+            mib.parse().expect(USAGE),
+        ),
         ["scale", what, n, folder] => scale(what, n.parse().expect(USAGE), Path::new(folder)).await,
-        ["publish", folder, step, n] => publish(Path::new(folder), step, n.parse().expect(USAGE)).await,
+        ["publish", folder, step, n] => {
+            publish(Path::new(folder), step, n.parse().expect(USAGE)).await
+        }
         _ => panic!("{USAGE}"),
     }
 }
@@ -61,8 +70,20 @@ fn sql(seed: u64, len: usize) -> Vec<u8> {
     while out.len() < len {
         out.extend_from_slice(b"INSERT INTO `student_courseenrollment` VALUES ");
         for _ in 0..50 {
-            let (id, user, course) = (random.random_range(1..9_000_000), random.random_range(1..400_000), random.random_range(1..300));
-            let state: String = (0..random.random_range(1..8)).map(|_| format!("\\\"part_{}\\\": {}, ", random.random_range(0..40), random.random_range(0..100))).collect();
+            let (id, user, course) = (
+                random.random_range(1..9_000_000),
+                random.random_range(1..400_000),
+                random.random_range(1..300),
+            );
+            let state: String = (0..random.random_range(1..8))
+                .map(|_| {
+                    format!(
+                        "\\\"part_{}\\\": {}, ",
+                        random.random_range(0..40),
+                        random.random_range(0..100)
+                    )
+                })
+                .collect();
             write!(out, "({id},{user},'course-v1:Org+C{course}+2026','2026-0{}-1{} 1{}:2{}:3{}',1,'audit','{{{state}\\\"token\\\": \\\"{:016x}\\\"}}'),", random.random_range(1..9), random.random_range(0..9), random.random_range(0..9), random.random_range(0..9), random.random_range(0..9), random.random::<u64>()).unwrap();
         }
         out.extend_from_slice(b";\n");
@@ -79,10 +100,19 @@ fn bson(seed: u64, len: usize) -> Vec<u8> {
         out.extend_from_slice(&(random.random_range(400..1500) as u32).to_le_bytes());
         out.extend_from_slice(b"\x07_id\0");
         out.extend_from_slice(&random.random::<[u8; 12]>());
-        for key in ["block_type", "definition", "edit_info", "fields", "display_name"] {
+        for key in [
+            "block_type",
+            "definition",
+            "edit_info",
+            "fields",
+            "display_name",
+        ] {
             out.push(2);
             out.extend_from_slice(key.as_bytes());
-            let (at, n) = (random.random_range(0..words.len() - 200), random.random_range(10..200));
+            let (at, n) = (
+                random.random_range(0..words.len() - 200),
+                random.random_range(10..200),
+            );
             out.extend_from_slice(&[0, n as u8, 0, 0, 0]);
             out.extend_from_slice(&words[at..at + n]);
             out.push(0);
@@ -135,33 +165,68 @@ struct ManySnapshot {
 #[async_trait::async_trait]
 impl Source for Many {
     async fn check(&self, _cx: &bk_core::Context) -> Result<Health> {
-        Ok(Health { identity: "many".into(), describe: "many".into(), warnings: Vec::new() })
+        Ok(Health {
+            identity: "many".into(),
+            describe: "many".into(),
+            warnings: Vec::new(),
+        })
     }
 
-    async fn snapshot(&self, cx: &bk_core::Context, _how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(ManySnapshot { blocks: self.blocks, units: self.units, at: cx.clock.now() }))
+    async fn snapshot(
+        &self,
+        cx: &bk_core::Context,
+        _how: &SnapshotOptions,
+    ) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(ManySnapshot {
+            blocks: self.blocks,
+            units: self.units,
+            at: cx.clock.now(),
+        }))
     }
 
-    async fn restore(&self, _cx: &bk_core::Context, mut input: Input, _how: &RestoreOptions) -> Result<Tally> {
+    async fn restore(
+        &self,
+        _cx: &bk_core::Context,
+        mut input: Input,
+        _how: &RestoreOptions,
+    ) -> Result<Tally> {
         let mut counts = std::collections::BTreeMap::new();
         for stage in Stage::ALL {
             let members = input.stage(stage).await?;
             while let Some(member) = members.next().await? {
-                let Body::Whole(body) = member.body else { panic!("no large bodies here") };
+                let Body::Whole(body) = member.body else {
+                    panic!("no large bodies here")
+                };
                 self.restored.fetch_add(1, Ordering::Relaxed);
                 let count: &mut (u64, u64) = counts.entry((member.unit, stage)).or_default();
                 *count = (count.0 + 1, count.1 + body.len() as u64);
             }
         }
-        let units = counts.into_iter().map(|(((group, name), stage), (members, bytes))| UnitCount { group, name, stage, members, rows: members, bytes });
-        Ok(Tally { units: units.collect(), ..Tally::default() })
+        let units = counts
+            .into_iter()
+            .map(|(((group, name), stage), (members, bytes))| UnitCount {
+                group,
+                name,
+                stage,
+                members,
+                rows: members,
+                bytes,
+            });
+        Ok(Tally {
+            units: units.collect(),
+            ..Tally::default()
+        })
     }
 }
 
 #[async_trait::async_trait]
 impl Snapshot for ManySnapshot {
     fn at(&self) -> PointInTime {
-        PointInTime { instant: self.at, consistency: "none".into(), position: None }
+        PointInTime {
+            instant: self.at,
+            consistency: "none".into(),
+            position: None,
+        }
     }
 
     async fn write(&mut self, _cx: &bk_core::Context, stage: Stage, out: &Output) -> Result<()> {
@@ -170,7 +235,11 @@ impl Snapshot for ManySnapshot {
         }
         // A lane's end closes its block: one tiny lane for each block.
         let per_unit = self.blocks.div_ceil(self.units);
-        let per_lane = if self.blocks >= self.units { 1 } else { self.units / self.blocks };
+        let per_lane = if self.blocks >= self.units {
+            1
+        } else {
+            self.units / self.blocks
+        };
         let mut lane = None;
         for unit in 0..self.units {
             let name = format!("u{unit:07}");
@@ -182,7 +251,12 @@ impl Snapshot for ManySnapshot {
                 };
                 open.unit("g", &name);
                 let body = Bytes::from(format!("row {unit} {n} {:x}", (unit * 7919 + n) * 104_729));
-                open.member(MemberPath::new(format!("g/{name}/{n}"))?, Meta::default(), body).await?;
+                open.member(
+                    MemberPath::new(format!("g/{name}/{n}"))?,
+                    Meta::default(),
+                    body,
+                )
+                .await?;
                 if per_lane == 1 || unit % per_lane == per_lane - 1 {
                     open.close().await?;
                 } else {
@@ -198,27 +272,59 @@ impl Snapshot for ManySnapshot {
     }
 
     async fn close(self: Box<Self>, _cx: &bk_core::Context) -> Result<Facts> {
-        Ok(Facts { layout: 1, ..Facts::default() })
+        Ok(Facts {
+            layout: 1,
+            ..Facts::default()
+        })
     }
 }
 
 /// Writes, in this process, or finds and restores one unit, where the archive is there already. Prints figures.
 async fn scale(what: &str, n: u64, folder: &Path) {
-    let (blocks, units) = if what == "blocks" { (n, n / 1024) } else { (n / 256, n) };
+    let (blocks, units) = if what == "blocks" {
+        (n, n / 1024)
+    } else {
+        (n / 256, n)
+    };
     let restored = Arc::new(AtomicU64::new(0));
     let local = Local::new(folder.to_path_buf());
-    let mut site = Site::default().source("many", Many { blocks, units, restored: restored.clone() }).sink("local", local.clone());
+    let mut site = Site::default()
+        .source(
+            "many",
+            Many {
+                blocks,
+                units,
+                restored: restored.clone(),
+            },
+        )
+        .sink("local", local.clone());
     site.archive.preset = 0;
     let began = std::time::Instant::now();
     let sink: Arc<dyn Sink> = Arc::new(local);
-    let there = sink.list(&site.context(), &Default::default()).await.unwrap();
+    let there = sink
+        .list(&site.context(), &Default::default())
+        .await
+        .unwrap();
     let Some(stored) = there.into_iter().next() else {
         let report = site.backup().await;
-        assert!(report.complete && report.causes.is_empty(), "{:?}", report.causes);
-        println!("written {} bytes in {:.1} s, peak {} MiB", report.bytes, began.elapsed().as_secs_f32(), bk_core::backup::peak_memory_bytes() >> 20);
+        assert!(
+            report.complete && report.causes.is_empty(),
+            "{:?}",
+            report.causes
+        );
+        println!(
+            "written {} bytes in {:.1} s, peak {} MiB",
+            report.bytes,
+            began.elapsed().as_secs_f32(),
+            bk_core::backup::peak_memory_bytes() >> 20
+        );
         return;
     };
-    let read = Arc::new(bk_core::archive::read_at::SinkReadAt::new(site.context(), sink, stored));
+    let read = Arc::new(bk_core::archive::read_at::SinkReadAt::new(
+        site.context(),
+        sink,
+        stored,
+    ));
     let opened = Opened::open(read.clone()).await.unwrap();
     let (mut seen_blocks, mut seen_units) = (0_u64, 0_u64);
     let mut lines = opened.lines().await.unwrap();
@@ -232,7 +338,13 @@ async fn scale(what: &str, n: u64, folder: &Path) {
     }
     let reads = read.reads();
     let name = format!("many/g/u{:07}", units / 2);
-    let report = site.restore(Request { selection: Selection::parse(&[name], &[]).unwrap(), ..Request::default() }).await.unwrap();
+    let report = site
+        .restore(Request {
+            selection: Selection::parse(&[name], &[]).unwrap(),
+            ..Request::default()
+        })
+        .await
+        .unwrap();
     assert!(report.causes.is_empty(), "{:?}", report.causes);
     println!(
         "listed {seen_blocks} blocks and {seen_units} units with {reads} reads; one unit restored, {} members; {:.1} s, peak {} MiB",
@@ -244,7 +356,10 @@ async fn scale(what: &str, n: u64, folder: &Path) {
 
 /// A backup into a folder that is killed before step `step`, at its n-th time.
 async fn publish(folder: &Path, step: &str, n: u64) {
-    let step = *Step::ALL.iter().find(|s| format!("{s:?}") == step).expect(USAGE);
+    let step = *Step::ALL
+        .iter()
+        .find(|s| format!("{s:?}") == step)
+        .expect(USAGE);
     let count = AtomicU64::new(0);
     let local = Local::new(folder.to_path_buf()).with_hook(Arc::new(move |at| {
         if at == step && count.fetch_add(1, Ordering::SeqCst) + 1 == n {
@@ -253,6 +368,10 @@ async fn publish(folder: &Path, step: &str, n: u64) {
         }
         Ok(())
     }));
-    let report = Site::default().source("it", FakeSource::small(4, 20)).sink("local", local).backup().await;
+    let report = Site::default()
+        .source("it", FakeSource::small(4, 20))
+        .sink("local", local)
+        .backup()
+        .await;
     assert!(report.complete, "{:?}", report.causes);
 }

@@ -1,13 +1,15 @@
 //! The archive "bk-xz/1": an ordinary `.tar.xz` that can be read from any place. `core/FORMAT.md` is the normative text.
 //!
-//! `xz` knows blocks and the container's frame, `tar` knows members, `format` the words inside; `lane` fills blocks, `pool` compresses
-//! them, `writer` puts them in order and sends them to the sinks; `tail` and `reader` get everything back. Nothing outside this folder
+//! `xz` knows blocks and the container's frame, `tar` knows members, `format` the words inside; `output` knows units, `lane` fills
+//! blocks, `pool` compresses them, `writer` puts them in order and sends them to the sinks; `tail` and `reader` get everything back. Nothing outside this folder
 //! touches tar or xz.
 
 pub mod format;
 pub mod index;
 pub mod lane;
+mod leftover;
 pub mod memory;
+pub mod output;
 pub mod pool;
 pub mod read_at;
 pub mod reader;

@@ -1,26 +1,27 @@
 //! One backup: check, snapshot, stages, manifest, publish, read back, retention. Plan in, report out.
 
+mod publish;
+mod running;
+
 use crate::archive::format::{FORMAT, FormatMember, Stage};
-use crate::archive::lane::Output;
 use crate::archive::memory::Division;
-use crate::archive::read_at::SinkReadAt;
-use crate::archive::writer::{self, Entrance, NoEnvelope, Writer, Written, hex};
-use crate::catalog::{Catalogue, Summary};
-use crate::config::{ArchiveSettings, PruneWhen, SinkInstance, SourceInstance};
+use crate::archive::output::Output;
+use crate::archive::writer::{self, Entrance, NoEnvelope, hex};
+use crate::catalog::Catalogue;
+use crate::config::{ArchiveSettings, SinkInstance, SourceInstance};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result, bug, conflict};
+use crate::error::{Error, ErrorKind, Result, bug};
 use crate::event::Event;
-use crate::manifest::{Instance, Manifest, State};
 use crate::name::ArchiveName;
 use crate::plan::BackupPlan;
-use crate::report::{BackupReport, Cause, Class, SinkReport, SourceReport};
-use crate::sink::{Health, Seal, SizeHint, Stored, Upload};
-use crate::source::{Facts, Snapshot, SnapshotOptions};
+use crate::report::{BackupReport, Cause, Class, SinkReport};
+use crate::sink::{Health, SizeHint};
+use crate::source::{Facts, SnapshotOptions};
 use crate::tee::Tee;
-use crate::{pins, prune};
 use futures::future::join_all;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use running::Running;
 use std::time::Duration;
 
 /// Limits of a run; tests set them low.
@@ -62,20 +63,6 @@ pub struct Backup<'a> {
     pub plan: BackupPlan,
     /// Limits.
     pub limits: Limits,
-}
-
-/// One source on its way through the run.
-struct Running<'a> {
-    instance: &'a SourceInstance,
-    cx: Context,
-    health: Health,
-    snapshot: Option<Box<dyn Snapshot>>,
-    at: Option<crate::source::PointInTime>,
-    output: Option<Output>,
-    error: Option<Error>,
-    facts: Facts,
-    began: std::time::Instant,
-    milliseconds: u64,
 }
 
 impl Backup<'_> {
@@ -346,7 +333,7 @@ impl Backup<'_> {
                 Ok(upload) => {
                     alive += 1;
                     tee.add(&instance.name, upload, move |bytes| {
-                        cx.tell(&Event::Stored(bytes))
+                        cx.tell(&Event::Stored(bytes));
                     });
                 }
                 Err(error) => {
@@ -465,385 +452,6 @@ impl Backup<'_> {
             r.close(self.limits.close).await;
         }
     }
-
-    async fn seal(
-        &self,
-        cx: &Context,
-        zone: &TimeZone,
-        running: Vec<Running<'_>>,
-        writer: Writer,
-        report: &mut BackupReport,
-    ) -> Result<()> {
-        let mut instances = Vec::new();
-        let mut whole_units = 0;
-        let results: Vec<_> = running.iter().map(Running::report_all).collect();
-        for (_, instance, _) in &results {
-            whole_units += instance.totals.units - instance.totals.failed;
-        }
-        for (r, (source, instance, kind)) in running.iter().zip(results) {
-            Self::source_causes(r, &source, kind, whole_units > 0, report);
-            report.sources.push(source);
-            instances.push(instance);
-        }
-        let complete = instances.iter().all(|i| i.state == State::Whole);
-        let publishable = complete || whole_units > 0;
-        report.skew_ms = skew(&instances);
-        report.complete = complete;
-        let manifest = Manifest {
-            format: FORMAT.into(),
-            needs: Vec::new(),
-            id: self.plan.id.clone(),
-            site: self.settings.site.clone(),
-            name: self.plan.name.plain(),
-            label: self.plan.label.clone(),
-            created: self.plan.created,
-            finished: cx.clock.now(),
-            tool: tool(),
-            complete,
-            skew_ms: report.skew_ms,
-            parent: None,
-            blocks: 0,
-            index: Vec::new(),
-            instances,
-        };
-        let finished = writer.finish(manifest).await;
-        let (written, manifest, tee) = match finished {
-            Ok(finished) => finished,
-            Err(error) => {
-                Self::failed_sinks(report, &error);
-                return Err(error);
-            }
-        };
-        report.bytes = written.bytes;
-        report.raw_bytes = written.raw_bytes;
-        report.sha256.clone_from(&written.sha256);
-        let uploads = tee.close().await;
-        if !publishable || cx.cancel.is_cancelled() {
-            for (name, upload) in uploads {
-                if let Ok(upload) = upload {
-                    crate::tee::abort(upload, &name).await;
-                }
-            }
-            let nothing = conflict("nothing was backed up whole, so no archive was published");
-            Self::failed_sinks(report, &nothing);
-            return Ok(());
-        }
-        if !complete {
-            report.causes.push(Cause::partial(
-                &report.name.clone(),
-                "the archive is partial: something named is missing in it",
-            ));
-        }
-        let seal = Seal {
-            sha256: written.sha256.clone(),
-            bytes: written.bytes,
-            id: manifest.id.clone(),
-            site: manifest.site.clone(),
-            complete,
-        };
-        join_all(
-            uploads
-                .into_iter()
-                .map(|(name, upload)| self.publish(cx, name, upload, &seal)),
-        )
-        .await
-        .into_iter()
-        .for_each(|(name, result)| {
-            self.published(&name, result, report);
-        });
-        self.after_publish(cx, zone, &manifest, &written, report)
-            .await;
-        Ok(())
-    }
-
-    /// What a failed instance means for the run: 3 when anything was backed up whole, else what its kind says.
-    fn source_causes(
-        r: &Running<'_>,
-        source: &SourceReport,
-        kind: Option<ErrorKind>,
-        anything_whole: bool,
-        report: &mut BackupReport,
-    ) {
-        let class = |kind: ErrorKind| {
-            if anything_whole {
-                Class::Partial
-            } else {
-                kind.into()
-            }
-        };
-        if let Some(error) = &r.error {
-            report
-                .causes
-                .push(Cause::of(class(error.kind), &source.name, error));
-        } else if source.state != State::Whole {
-            let kind = kind.unwrap_or(ErrorKind::Unreachable);
-            let why = source
-                .failed
-                .first()
-                .map(|f| format!("; first `{}/{}`: {}", f.group, f.name, f.why))
-                .unwrap_or_default();
-            let mut error = Error::new(
-                kind,
-                format!(
-                    "{} of {} units failed{why}",
-                    source.totals.failed, source.totals.units
-                ),
-            );
-            error.hint = r.output.as_ref().and_then(Output::failure_hint);
-            report
-                .causes
-                .push(Cause::of(class(kind), &source.name, &error));
-        }
-    }
-
-    async fn publish(
-        &self,
-        cx: &Context,
-        name: String,
-        upload: Result<Box<dyn Upload>>,
-        seal: &Seal,
-    ) -> (String, Result<Stored>) {
-        let upload = match upload {
-            Ok(upload) => upload,
-            Err(error) => return (name, Err(error)),
-        };
-        let stored = match upload.publish(&self.plan.name, seal).await {
-            Ok(stored) => stored,
-            Err(error) => return (name, Err(error)),
-        };
-        let read_back = match self.sinks.iter().find(|s| s.name == name) {
-            Some(instance) => read_back(&cx.for_instance(&name), instance, &stored, seal).await,
-            None => Err(bug("a sink that is not of this run")),
-        };
-        (name, read_back.map(|()| stored))
-    }
-
-    fn published(&self, name: &str, result: Result<Stored>, report: &mut BackupReport) {
-        let Some(instance) = self.sinks.iter().find(|s| s.name == name) else {
-            return;
-        };
-        let Some(at) = report.sinks.iter().position(|s| s.name == name) else {
-            return;
-        };
-        let mut sink = report.sinks[at].clone();
-        match result {
-            Ok(stored) => {
-                let version = if stored.version.is_empty() {
-                    crate::name::compact(self.plan.created)
-                } else {
-                    stored.version.clone()
-                };
-                sink.published = Some((stored.name, version));
-                sink.verified = true;
-            }
-            Err(error) => self.sink_failed(instance, &mut sink, &error, report),
-        }
-        report.sinks[at] = sink;
-    }
-
-    /// Pins, notes and retention: where this run's archive was verified, and nowhere else.
-    async fn after_publish(
-        &self,
-        cx: &Context,
-        zone: &TimeZone,
-        manifest: &Manifest,
-        written: &Written,
-        report: &mut BackupReport,
-    ) {
-        tracing::debug!(bytes = written.bytes, blocks = written.blocks, "published");
-        for instance in self.sinks {
-            let Some(at) = report
-                .sinks
-                .iter()
-                .position(|s| s.name == instance.name && s.verified)
-            else {
-                continue;
-            };
-            let cx = cx.for_instance(&instance.name);
-            if self.plan.pin
-                && let Err(error) = pins::pin(
-                    &cx,
-                    &instance.sink,
-                    &manifest.id,
-                    manifest.label.as_deref().unwrap_or(""),
-                )
-                .await
-            {
-                report.warnings.push(format!(
-                    "`{}`: the archive could not be pinned: {error}",
-                    instance.name
-                ));
-            }
-            // A partial run prunes nothing.
-            if manifest.complete
-                && instance.policy.prune == PruneWhen::AfterBackup
-                && instance.policy.keep.is_some()
-            {
-                match prune::prune_sink(&cx, instance, zone, &prune::PruneOptions::default()).await
-                {
-                    Ok(pruned) => report.sinks[at].pruned = pruned.lines(),
-                    Err(error) => report.warnings.push(format!(
-                        "`{}`: old archives were not pruned: {error}",
-                        instance.name
-                    )),
-                }
-            } else if instance.policy.keep.is_none() {
-                report.sinks[at].pruned = Vec::new();
-            }
-        }
-        debug_assert_eq!(Summary::from(manifest).id, report.id);
-    }
-}
-
-impl Running<'_> {
-    async fn stage(&mut self, stage: Stage) {
-        let (Some(snapshot), Some(output)) = (self.snapshot.as_mut(), self.output.clone()) else {
-            return;
-        };
-        if self.error.is_some() {
-            return;
-        }
-        self.cx.tell(&Event::Phase(match stage {
-            Stage::Schema => "schema",
-            Stage::Data => "data",
-            Stage::Large => "large files",
-            Stage::Finish => "finishing",
-        }));
-        output.begin(stage);
-        let cancel = self.cx.cancel.clone();
-        let written = tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(Error::cancelled()),
-            written = snapshot.write(&self.cx, stage, &output) => written,
-        };
-        let finished = if cancel.is_cancelled() {
-            Err(Error::cancelled())
-        } else {
-            output.finish_stage().await
-        };
-        if let Err(error) = written.and(finished) {
-            self.error = Some(error);
-        }
-    }
-
-    async fn close(&mut self, limit: Duration) {
-        let Some(snapshot) = self.snapshot.take() else {
-            return;
-        };
-        self.milliseconds = self.began.elapsed().as_millis() as u64;
-        let mut cx = self.cx.clone();
-        // Cleaning up must go on when the run is stopped.
-        cx.cancel = tokio_util::sync::CancellationToken::new();
-        match tokio::time::timeout(limit, snapshot.close(&cx)).await {
-            Ok(Ok(facts)) => self.facts = facts,
-            Ok(Err(error)) => {
-                self.error
-                    .get_or_insert_with(|| error.within("closing the snapshot"));
-            }
-            Err(_) => {
-                self.error.get_or_insert_with(|| {
-                    Error::new(ErrorKind::Unreachable, "closing the snapshot took too long")
-                });
-            }
-        }
-        self.cx.tell(&Event::Done);
-    }
-
-    fn report(&self) -> (SourceReport, Instance) {
-        let (source, instance, _) = self.report_all();
-        (source, instance)
-    }
-
-    fn report_all(&self) -> (SourceReport, Instance, Option<ErrorKind>) {
-        let (totals, failed, kind) = self
-            .output
-            .as_ref()
-            .map(Output::results)
-            .unwrap_or_default();
-        let whole = totals.units - totals.failed;
-        let state = match (&self.error, totals.failed, whole) {
-            (None, 0, _) => State::Whole,
-            (_, _, 1..) => State::Partial,
-            _ => State::Failed,
-        };
-        let error = self.error.as_ref().map(|e| e.what.clone());
-        let source = SourceReport {
-            name: self.instance.name.clone(),
-            plugin: self.instance.plugin.clone(),
-            describe: self.health.describe.clone(),
-            state,
-            totals,
-            milliseconds: self.milliseconds,
-            position: self.at.as_ref().and_then(|at| at.position.clone()),
-            failed: failed.clone(),
-            error: error.clone(),
-            warnings: self
-                .health
-                .warnings
-                .iter()
-                .chain(&self.facts.warnings)
-                .cloned()
-                .collect(),
-        };
-        let instance = Instance {
-            name: self.instance.name.clone(),
-            plugin: self.instance.plugin.clone(),
-            identity: self.health.identity.clone(),
-            describe: self.health.describe.clone(),
-            state,
-            at: self.at.clone(),
-            totals,
-            failed,
-            error,
-            facts: self.facts.clone(),
-        };
-        (source, instance, kind)
-    }
-}
-
-/// Size and sum of what lies there now. A sink that proves its sums needs no second transfer.
-async fn read_back(
-    cx: &Context,
-    instance: &SinkInstance,
-    stored: &Stored,
-    seal: &Seal,
-) -> Result<()> {
-    use sha2::{Digest, Sha256};
-    if stored.bytes != seal.bytes {
-        return Err(Error::corrupt(format!(
-            "`{}` has {} bytes after it was stored, not {}",
-            stored.name, stored.bytes, seal.bytes
-        )));
-    }
-    if instance.sink.abilities().proof {
-        return Ok(());
-    }
-    let read = SinkReadAt::new(cx.clone(), instance.sink.clone(), stored.clone());
-    let mut sum = Sha256::new();
-    let mut at = 0;
-    while at < seal.bytes {
-        let len = (4 << 20).min(seal.bytes - at);
-        sum.update(crate::archive::read_at::ReadAt::read_at(&read, at, len).await?);
-        at += len;
-    }
-    if hex(&sum.finalize()) == seal.sha256 {
-        Ok(())
-    } else {
-        Err(Error::corrupt(format!(
-            "`{}` reads back other bytes than were sent",
-            stored.name
-        )))
-    }
-}
-
-fn skew(instances: &[Instance]) -> u64 {
-    let instants = || {
-        instances
-            .iter()
-            .filter_map(|i| i.at.as_ref())
-            .map(|at| at.instant.as_millisecond())
-    };
-    (instants().max().unwrap_or(0) - instants().min().unwrap_or(0)) as u64
 }
 
 /// The kernel's high-water mark of this process.

@@ -1,30 +1,23 @@
 //! `plugins.toml`: layers (file < environment < `--set`), the origin of every value, and all mistakes at once with file, line and column.
 
+mod problems;
+mod tree;
+
 use crate::error::{Error, ErrorKind, Result, settings};
 use crate::plugin::Registry;
 use crate::retention::Keep;
-use crate::settings::{ByteSize, Fault, Faults, Settings, parse_table, unknown_key};
+use crate::settings::{ByteSize, Faults, Settings, parse_table, unknown_key};
 use crate::sink::Sink;
 use crate::source::Source;
+use problems::Problems;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use toml::de::{DeTable, DeValue};
-
-/// Where a value was said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Line and column of the file, from 1.
-    File(usize, usize),
-    /// An environment variable.
-    Environment(String),
-    /// `--set`.
-    Set,
-}
+pub use tree::Origin;
+use tree::{Node, overlay, parse};
 
 /// Everything that the settings say, checked.
 pub struct Config {
@@ -206,176 +199,6 @@ impl Layers {
     }
 }
 
-/// A value of the tree with its origin.
-#[derive(Clone, Debug)]
-struct Node {
-    value: Leaf,
-    origin: Origin,
-}
-
-#[derive(Clone, Debug)]
-enum Leaf {
-    Table(Vec<(String, Node)>),
-    Value(Value),
-}
-
-impl Node {
-    fn table(&self) -> Option<&[(String, Node)]> {
-        match &self.value {
-            Leaf::Table(entries) => Some(entries),
-            Leaf::Value(_) => None,
-        }
-    }
-
-    fn get(&self, key: &str) -> Option<&Node> {
-        self.table()?
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, node)| node)
-    }
-
-    fn json(&self) -> Value {
-        match &self.value {
-            Leaf::Table(entries) => Value::Object(
-                entries
-                    .iter()
-                    .map(|(key, node)| (key.clone(), node.json()))
-                    .collect(),
-            ),
-            Leaf::Value(value) => value.clone(),
-        }
-    }
-
-    fn object(&self) -> Map<String, Value> {
-        match self.json() {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        }
-    }
-
-    /// The origin of the deepest part of `key` that is there.
-    fn origin_of(&self, key: &str) -> &Origin {
-        let mut node = self;
-        for part in key.split(['.', '[']) {
-            match node.get(part) {
-                Some(next) => node = next,
-                None => break,
-            }
-        }
-        &node.origin
-    }
-
-    fn put(&mut self, keys: &[String], value: Value, origin: &Origin) {
-        let [key, rest @ ..] = keys else {
-            *self = Node {
-                value: leaf(value, origin),
-                origin: origin.clone(),
-            };
-            return;
-        };
-        if !matches!(self.value, Leaf::Table(_)) {
-            self.value = Leaf::Table(Vec::new());
-        }
-        let Leaf::Table(entries) = &mut self.value else {
-            return;
-        };
-        let same = |name: &str| {
-            name == key
-                || name
-                    .replace('-', "_")
-                    .eq_ignore_ascii_case(&key.replace('-', "_"))
-        };
-        if let Some((_, node)) = entries.iter_mut().find(|(name, _)| same(name)) {
-            node.put(rest, value, origin)
-        } else {
-            let mut node = Node {
-                value: Leaf::Table(Vec::new()),
-                origin: origin.clone(),
-            };
-            node.put(rest, value, origin);
-            entries.push((key.clone(), node));
-        }
-    }
-}
-
-fn leaf(value: Value, origin: &Origin) -> Leaf {
-    match value {
-        Value::Object(map) => Leaf::Table(
-            map.into_iter()
-                .map(|(k, v)| {
-                    (
-                        k,
-                        Node {
-                            value: leaf(v, origin),
-                            origin: origin.clone(),
-                        },
-                    )
-                })
-                .collect(),
-        ),
-        other => Leaf::Value(other),
-    }
-}
-
-/// Mistakes, each with its place.
-struct Problems<'a> {
-    file: &'a Path,
-    list: Vec<String>,
-}
-
-impl Problems<'_> {
-    fn add(&mut self, origin: &Origin, what: &str, hint: Option<&str>) {
-        let place = self.place(origin);
-        let hint = hint
-            .map(|hint| format!("\n    hint: {hint}"))
-            .unwrap_or_default();
-        self.list.push(format!("{place}: {what}{hint}"));
-    }
-
-    fn faults(&mut self, node: &Node, prefix: &str, faults: &Faults) {
-        for Fault { key, what, hint } in &faults.0 {
-            self.add(
-                node.origin_of(key),
-                &format!("{prefix}: {what}"),
-                hint.as_deref(),
-            );
-        }
-    }
-
-    fn place(&self, origin: &Origin) -> String {
-        match origin {
-            Origin::File(line, column) => format!("{}:{line}:{column}", self.file.display()),
-            Origin::Environment(name) => format!("environment {name}"),
-            Origin::Set => "--set".to_owned(),
-        }
-    }
-
-    fn finish(self) -> Result<()> {
-        if self.list.is_empty() {
-            return Ok(());
-        }
-        let count = self.list.len();
-        let noun = if count == 1 { "mistake" } else { "mistakes" };
-        Err(Error::new(
-            ErrorKind::Settings,
-            format!(
-                "{count} {noun} in the settings\n  {}",
-                self.list.join("\n  ")
-            ),
-        ))
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(line, _) => write!(f, "line {line}"),
-            Self::Environment(name) => write!(f, "environment {name}"),
-            Self::Set => f.write_str("--set"),
-        }
-    }
-}
-
 const TOP_KEYS: [&str; 5] = ["format", "plugins", "archive", "source", "sink"];
 
 impl Config {
@@ -464,7 +287,7 @@ impl Config {
             let plugin = policy.plugin.unwrap_or_else(|| name.clone());
             match registry.source(&plugin) {
                 _ if !self.plugins.contains(&plugin) => {
-                    self.not_enabled.push(format!("source.{name}"))
+                    self.not_enabled.push(format!("source.{name}"));
                 }
                 None => no_such_plugin(node, "source", &name, &plugin, registry, problems),
                 Some(known) => {
@@ -500,7 +323,7 @@ impl Config {
             let plugin = policy.plugin.clone().unwrap_or_else(|| name.clone());
             match registry.sink(&plugin) {
                 _ if !self.plugins.contains(&plugin) => {
-                    self.not_enabled.push(format!("sink.{name}"))
+                    self.not_enabled.push(format!("sink.{name}"));
                 }
                 None => no_such_plugin(node, "sink", &name, &plugin, registry, problems),
                 Some(known) => {
@@ -609,114 +432,6 @@ fn flatten(
     }
 }
 
-fn parse(text: &str, problems: &mut Problems<'_>) -> Node {
-    let position = |offset: usize| {
-        let before = &text[..offset.min(text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        Origin::File(line, column)
-    };
-    let (table, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let origin = position(error.span().map_or(0, |span| span.start));
-        problems.add(
-            &origin,
-            error.message(),
-            Some("see https://toml.io for how a value is written"),
-        );
-    }
-    let mut entries = Vec::new();
-    for (key, value) in table.get_ref() {
-        entries.push((
-            key.get_ref().to_string(),
-            node(value, position(key.span().start), &position),
-        ));
-    }
-    Node {
-        value: Leaf::Table(entries),
-        origin: Origin::File(1, 1),
-    }
-}
-
-fn node(
-    value: &toml::Spanned<DeValue<'_>>,
-    origin: Origin,
-    position: &dyn Fn(usize) -> Origin,
-) -> Node {
-    let value = match value.get_ref() {
-        DeValue::Table(table) => Leaf::Table(
-            table
-                .iter()
-                .map(|(key, value)| {
-                    (
-                        key.get_ref().to_string(),
-                        node(value, position(key.span().start), position),
-                    )
-                })
-                .collect(),
-        ),
-        other => Leaf::Value(scalar(other)),
-    };
-    Node { value, origin }
-}
-
-fn scalar(value: &DeValue<'_>) -> Value {
-    match value {
-        DeValue::String(text) => Value::String(text.to_string()),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix())
-                .map_or(Value::Null, Value::from)
-        }
-        DeValue::Float(number) => number
-            .as_str()
-            .replace('_', "")
-            .parse::<f64>()
-            .map_or(Value::Null, Value::from),
-        DeValue::Boolean(yes) => Value::Bool(*yes),
-        DeValue::Datetime(time) => Value::String(time.to_string()),
-        DeValue::Array(list) => {
-            Value::Array(list.iter().map(|item| scalar(item.get_ref())).collect())
-        }
-        DeValue::Table(table) => Value::Object(
-            table
-                .iter()
-                .map(|(k, v)| (k.get_ref().to_string(), scalar(v.get_ref())))
-                .collect(),
-        ),
-    }
-}
-
-fn overlay(root: &mut Node, layers: &Layers, problems: &mut Problems<'_>) {
-    for (name, text) in &layers.environment {
-        let Some(rest) = name.strip_prefix("BK_").filter(|rest| rest.contains("__")) else {
-            continue;
-        };
-        let keys: Vec<_> = rest.split("__").map(str::to_ascii_lowercase).collect();
-        root.put(&keys, loose_value(text), &Origin::Environment(name.clone()));
-    }
-    for assignment in &layers.set {
-        match assignment.split_once('=') {
-            Some((key, text)) if !key.is_empty() => {
-                let keys: Vec<_> = key.split('.').map(str::to_owned).collect();
-                root.put(&keys, loose_value(text), &Origin::Set);
-            }
-            _ => problems.add(
-                &Origin::Set,
-                &format!("`{assignment}` is no assignment"),
-                Some("write --set source.mysql.host=db"),
-            ),
-        }
-    }
-}
-
-/// A TOML value where it reads as one, else a text.
-fn loose_value(text: &str) -> Value {
-    match DeValue::parse(text) {
-        Ok(value) => scalar(value.get_ref()),
-        Err(_) => Value::String(text.to_owned()),
-    }
-}
-
 fn top_level(root: &Node, problems: &mut Problems<'_>) {
     for (key, node) in root.table().unwrap_or_default() {
         if !TOP_KEYS.contains(&key.as_str()) {
@@ -802,7 +517,7 @@ fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
             node.origin_of(key),
             &format!("[archive]: {what}"),
             Some(hint),
-        )
+        );
     };
     for (key, name) in [("site", &settings.site), ("prefix", &settings.prefix)] {
         if !is_plain_name(name) {

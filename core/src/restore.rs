@@ -298,12 +298,13 @@ fn options(
         match group {
             None => options.into_place = Some(PathBuf::from(to)),
             Some(group) if options.selected.iter().any(|s| s.group == group) => {
-                options.into_group.push((group, to))
+                options.into_group.push((group, to));
             }
             Some(group) => {
                 return Err(crate::error::not_found(format!(
                     "`--into {typed}`: group `{group}` is not among what is restored"
-                )));
+                ))
+                .hint("bk show --units lists groups; --only and --exclude leave some out"));
             }
         }
     }

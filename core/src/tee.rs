@@ -119,9 +119,9 @@ impl Tee {
                 Ok(Some((n, sent))) => {
                     pending.retain(|p| *p != n);
                     if sent {
-                        someone_moves = true
+                        someone_moves = true;
                     } else {
-                        closed.push(n)
+                        closed.push(n);
                     }
                 }
                 Ok(None) | Err(_) => break,
@@ -237,7 +237,7 @@ pub(crate) async fn abort(upload: Box<dyn Upload>, name: &str) {
     match tokio::time::timeout(ABORT_LIMIT, upload.abort()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            tracing::warn!(sink = %name, %error, "abort failed, the next run cleans up")
+            tracing::warn!(sink = %name, %error, "abort failed, the next run cleans up");
         }
         Err(_) => tracing::warn!(sink = %name, "abort took too long, the next run cleans up"),
     }

@@ -194,7 +194,7 @@ fn find_crt(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && depth > 0 => find_crt(&path, depth - 1, found),
             Ok(kind) if kind.is_file() && path.extension().is_some_and(|e| e == "crt") => {
-                found.push(path)
+                found.push(path);
             }
             _ => {}
         }

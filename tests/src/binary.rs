@@ -68,6 +68,32 @@ impl Home {
         self.command(arguments).output().unwrap().into()
     }
 
+    /// Runs it to its end and says its peak of memory in MiB, as far as it could be watched.
+    pub fn bk_watched(&self, arguments: &[&str]) -> (Ran, u64) {
+        let mut child = self
+            .command(arguments)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let mut peak = 0;
+        while child.try_wait().unwrap().is_none() {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let kib = text.lines().find_map(|line| {
+                line.strip_prefix("VmHWM:")?
+                    .trim()
+                    .strip_suffix("kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            });
+            peak = peak.max(kib.unwrap_or(0) / 1024);
+            std::thread::yield_now();
+        }
+        (child.wait_with_output().unwrap().into(), peak)
+    }
+
     /// Names of the archives in `out`, sorted.
     pub fn archives(&self) -> Vec<String> {
         self.names_in("out")

@@ -712,23 +712,21 @@ fn a_full_disk_is_exit_1_and_leaves_no_part() {
 #[test]
 fn a_second_run_of_the_same_settings_is_locked_out() {
     let home = Home::files();
-    for n in 0..200 {
-        home.write(&format!("src/g/u{n}/f"), data::text(n, 200_000));
-    }
-    let mut first = home
-        .command(&["backup"])
-        .stderr(std::process::Stdio::null())
+    tree(&home);
+    // What another run holds: the lock on the settings file.
+    let other = std::fs::File::open(home.path("plugins.toml")).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let ran = home.bk(&["backup"]).ended(8);
+    assert!(ran.stderr.contains("--wait-lock"), "{}", ran.stderr);
+    assert!(home.archives().is_empty());
+    let waiting = home
+        .command(&["backup", "--wait-lock", "2m"])
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let began = std::time::Instant::now();
-    let mut second = 0;
-    // The lock is taken some milliseconds after the start.
-    while second != 8 && began.elapsed().as_secs() < 60 && first.try_wait().unwrap().is_none() {
-        second = home.bk(&["backup"]).code;
-    }
-    assert_eq!(second, 8);
-    home.bk(&["backup", "--wait-lock", "2m"]).ended(0);
-    first.wait().unwrap();
+    drop(other);
+    Ran::from(waiting.wait_with_output().unwrap()).ended(0);
+    assert_eq!(home.archives().len(), 1);
 }
 
 #[test]
@@ -941,4 +939,92 @@ fn the_sample_settings_run_as_they_are() {
             .stdout
             .contains("certificate localhost")
     );
+}
+
+#[test]
+fn nothing_is_written_outside_of_the_sink() {
+    let home = Home::files();
+    home.write("src/g/u/f", data::noise(1, 40 << 20));
+    home.write("src/g/u/many", data::text(2, 9 << 20));
+    std::fs::create_dir(home.path("out")).unwrap();
+    // Everything but the sink's folder is read-only, in a mount namespace of its own.
+    let script = format!(
+        "mount --make-rprivate / && mount --bind out out && mount -o remount,bind,ro / && cd . && ! touch probe 2>/dev/null && {} backup",
+        bk_tests::binary::program().display()
+    );
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .current_dir(home.path(""))
+        .output();
+    let Ok(output) = output else {
+        return skip("unshare");
+    };
+    let ran = Ran::from(output);
+    if ran.stderr.contains("unshare failed")
+        || ran.stderr.contains("permission denied")
+        || ran.stderr.contains("Operation not permitted")
+    {
+        return skip("a mount namespace of its own");
+    }
+    let ran = ran.ended(0);
+    assert!(ran.stderr.contains("verified"), "{}", ran.stderr);
+    assert_eq!(home.archives().len(), 1);
+}
+
+#[test]
+fn a_file_truncated_while_it_is_read_makes_the_archive_partial_and_is_never_restored() {
+    let home = Home::files();
+    home.write("src/g/log/large", data::noise(1, 260 << 20));
+    home.write("src/g/other/f", "whole");
+    let mut child = home
+        .command(&["backup"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The large file is read last; once its bytes arrive in the part, it is cut under the reader.
+    let arriving = || {
+        home.names_in("out").iter().any(|name| {
+            name.starts_with(".bk-part")
+                && std::fs::metadata(home.path("out").join(name)).is_ok_and(|m| m.len() > 8 << 20)
+        })
+    };
+    while !arriving() {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before the file could be truncated"
+        );
+        std::thread::yield_now();
+    }
+    std::fs::File::options()
+        .write(true)
+        .open(home.path("src/g/log/large"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap()).ended(3);
+    assert!(
+        ran.stderr.contains("g/log") && ran.stderr.contains("broke off"),
+        "{}",
+        ran.stderr
+    );
+    let name = home.archives()[0].clone();
+    assert!(name.ends_with(".partial"), "{name}");
+    std::fs::create_dir(home.path("plain")).unwrap();
+    let tar = Command::new("tar")
+        .arg("-xJf")
+        .arg(home.path("out").join(&name))
+        .current_dir(home.path("plain"))
+        .status()
+        .unwrap();
+    assert!(tar.success());
+    assert_eq!(
+        std::fs::metadata(home.path("plain/files/g/log/large"))
+            .unwrap()
+            .len(),
+        260 << 20
+    );
+    home.bk(&["verify", "--version", &name]).ended(0);
+    std::fs::remove_dir_all(home.path("src")).unwrap();
+    home.bk(&["restore", "--yes", "--allow-partial"]).ended(0);
+    assert_eq!(names(&home.path("src")), ["g/other/f"]);
 }

@@ -239,6 +239,20 @@ impl Subject for Folder {
                 ([group, _], false) => ((*group).to_owned(), ".".to_owned()),
                 ([group, unit, ..], _) => ((*group).to_owned(), (*unit).to_owned()),
             };
+            // Restoring one unit gives it files of its own: which names in other units share an inode is not its digest.
+            let first = what
+                .split(" first ")
+                .nth(1)
+                .and_then(|rest| rest.split(" mode ").next());
+            let elsewhere =
+                first.is_some_and(|first| !first.starts_with(&format!("{}/{}/", unit.0, unit.1)));
+            let what = match what.split_once(" first ") {
+                Some((before, after)) if elsewhere => format!(
+                    "{before} mode {}",
+                    after.split(" mode ").nth(1).unwrap_or_default()
+                ),
+                _ => what,
+            };
             units
                 .entry(unit)
                 .or_default()

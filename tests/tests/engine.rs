@@ -131,7 +131,7 @@ async fn one_change_in_a_tree_changes_at_most_three_blocks() {
     let sizes = [2_000, 20_000, 60_000, 300_000, 1_200_000];
     let mut paths = Vec::new();
     let mut total = 0;
-    let wanted = long(70 << 20, 300 << 20);
+    let wanted = long(70 << 20, 560 << 20);
     for n in 0.. {
         let up_to = sizes[random.random_range(0..sizes.len())];
         let len = random.random_range(0..up_to);

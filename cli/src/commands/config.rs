@@ -17,7 +17,7 @@ pub fn run(command: &ConfigCommand, global: &Global) -> Result<Vec<Cause>> {
                 config.sinks.len()
             ));
             config.not_enabled.iter().for_each(|name| {
-                data(&format!("not backed up: {name}, its plugin is not enabled"))
+                data(&format!("not backed up: {name}, its plugin is not enabled"));
             });
         }
         ConfigCommand::Show if global.json => print_json(&config.values),

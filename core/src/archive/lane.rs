@@ -1,332 +1,42 @@
-//! What a source writes through: units that are expected and ended, and lanes that fill blocks.
+//! What a source writes through: lanes that fill blocks.
 //!
 //! A block closes at borders that the data alone decides (`core/FORMAT.md`, "Borders"), so the same data gives the same set of blocks.
 
 use crate::archive::format::{
-    BLOCK_MAX_BYTES, BLOCK_MEAN_BYTES, BODY_CUT_BYTES, GATHERED_MAX_BYTES, Stage, UnitLine,
+    BLOCK_MAX_BYTES, BLOCK_MEAN_BYTES, BODY_CUT_BYTES, GATHERED_MAX_BYTES, Stage,
 };
-use crate::archive::memory::{Budget, Extra, Reserved};
+use crate::archive::leftover::{Leftover, zero_blocks};
+use crate::archive::memory::Reserved;
+pub use crate::archive::output::{Counted, Output};
 use crate::archive::tar::{self, Kind, Meta};
-use crate::archive::writer::{BlockInfo, Entrance, RawBlock};
-use crate::context::Context;
+use crate::archive::writer::BlockInfo;
 use crate::error::{Error, ErrorKind, Result, bug, plugin};
 use crate::event::Event;
-use crate::manifest::{FailedUnit, Totals};
 use crate::name::{MemberPath, escape, hash64};
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// A body that is read as it is written.
 pub type Reader<'a> = &'a mut (dyn AsyncRead + Send + Unpin);
 
-/// Failed units that a manifest names one by one; the rest is counted, and stands in the index.
-const FAILED_NAMED: usize = 1000;
-
-/// A source's own count for a unit in a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Rows, documents, entries.
-    pub rows: u64,
-}
-
-/// One instance's way into the archive. Cheap to clone.
-#[derive(Clone)]
-pub struct Output(Arc<Instance>);
-
-struct Instance {
-    name: Arc<str>,
-    cx: Context,
-    entrance: Entrance,
-    promised: Arc<Semaphore>,
-    /// Counts stages; a lane of an earlier stage may write no more.
-    epoch: AtomicU32,
-    units: Mutex<Units>,
-    leftovers: mpsc::UnboundedSender<Leftover>,
-}
-
-#[derive(Default)]
-struct Units {
-    stage: Option<Stage>,
-    open: HashMap<(String, String), Open>,
-    seen: HashSet<u64>,
-    failed: Vec<FailedUnit>,
-    failed_names: HashSet<u64>,
-    first_failure: Option<(ErrorKind, Option<String>)>,
-    totals: Totals,
-}
-
-#[derive(Default)]
-struct Open {
-    members: u64,
-    bytes: u64,
-    failed: Option<String>,
-}
-
-/// What an instance wrote, which units failed, and the first failure's kind.
-pub(crate) type Results = (Totals, Vec<FailedUnit>, Option<ErrorKind>);
-
-enum Leftover {
-    Lane {
-        blocks: Vec<RawBlock>,
-        zeros: u64,
-        info: BlockInfo,
-        _permit: Reserved,
-    },
-    Barrier(oneshot::Sender<()>),
-}
-
-impl Output {
-    /// The way in for one instance of a run.
-    pub fn new(cx: Context, entrance: Entrance) -> Self {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a drop cannot wait; each entry holds a lane's permit, so permits bound it"
-        )]
-        let (leftovers, queue) = mpsc::unbounded_channel();
-        tokio::spawn(hand_in_leftovers(entrance.clone(), queue));
-        Self(Arc::new(Instance {
-            name: cx.instance.clone(),
-            cx,
-            entrance,
-            promised: Budget::promised_lane(),
-            epoch: AtomicU32::new(0),
-            units: Mutex::default(),
-            leftovers,
-        }))
-    }
-
-    /// Announces a unit, before its first member of this stage. Bracket units closely: what is expected and not ended has failed.
-    pub async fn expect(&self, group: &str, name: &str) -> Result<()> {
-        self.0.cx.check_cancelled()?;
-        let mut units = self.0.units();
-        if units.stage.is_none() {
-            return Err(plugin("a unit was expected outside of any stage"));
-        }
-        if !name.is_empty() {
-            units.seen.insert(unit_hash(group, name));
-        }
-        match units
-            .open
-            .insert((group.to_owned(), name.to_owned()), Open::default())
-        {
-            None => Ok(()),
-            Some(_) => Err(plugin(format!(
-                "unit `{group}/{name}` is expected twice in one stage"
-            ))),
-        }
-    }
-
-    /// A lane of its own. Waits for memory; a task that holds one lane must not ask for another. `key` names it in traces.
-    pub async fn lane(&self, key: &str) -> Result<Lane> {
-        let stage = self.stage()?;
-        let extra = if stage == Stage::Data {
-            Extra::WhileItLasts
-        } else {
-            Extra::None
-        };
-        let permit = tokio::select! {
-            biased;
-            () = self.0.cx.cancel.cancelled() => return Err(Error::cancelled()),
-            permit = self.0.entrance.budget().lane(&self.0.promised, extra) => permit?,
-        };
-        tracing::trace!(instance = %self.0.name, key, ?stage, "lane");
-        let epoch = self.0.epoch.load(Ordering::Acquire);
-        Ok(Lane {
-            out: self.clone(),
-            permit: Some(permit),
-            epoch,
-            stage,
-            unit: None,
-            filling: Filling::default(),
-            torn_zeros: 0,
-        })
-    }
-
-    /// Room for a body over 4 MiB that is to be held in memory. Refused over the budget; one task holds one reservation at a time.
-    pub async fn reserve(&self, bytes: u64) -> Result<Reserved> {
-        tokio::select! {
-            biased;
-            () = self.0.cx.cancel.cancelled() => Err(Error::cancelled()),
-            reserved = self.0.entrance.budget().reserve(bytes) => reserved,
-        }
-    }
-
-    /// Ends a unit in this stage, once, with the source's own count.
-    pub async fn end(&self, group: &str, name: &str, count: Counted) -> Result<()> {
-        let line = {
-            let mut units = self.0.units();
-            let stage = units
-                .stage
-                .ok_or_else(|| plugin("a unit ended outside of any stage"))?;
-            let open = units
-                .open
-                .remove(&(group.to_owned(), name.to_owned()))
-                .ok_or_else(|| {
-                    plugin(format!(
-                        "unit `{group}/{name}` ended, but was not expected in this stage"
-                    ))
-                })?;
-            units.close(&self.0.name, stage, group, name, open, count)
-        };
-        self.0.entrance.unit(line).await
-    }
-
-    /// Fails a unit by name: it stays in the archive as far as it came, and makes it partial.
-    pub async fn fail(&self, group: &str, name: &str, why: &Error) -> Result<()> {
-        let mut units = self.0.units();
-        units
-            .first_failure
-            .get_or_insert_with(|| (why.kind, why.hint.clone()));
-        match units.open.get_mut(&(group.to_owned(), name.to_owned())) {
-            Some(open) => {
-                open.failed.get_or_insert_with(|| why.to_string());
-                Ok(())
-            }
-            None => Err(plugin(format!(
-                "unit `{group}/{name}` failed, but was not expected in this stage"
-            ))),
-        }
-    }
-
-    fn stage(&self) -> Result<Stage> {
-        self.0
-            .units()
-            .stage
-            .ok_or_else(|| plugin("a lane was opened outside of any stage"))
-    }
-
-    /// Engine: a stage begins.
-    pub(crate) fn begin(&self, stage: Stage) {
-        self.0.epoch.fetch_add(1, Ordering::AcqRel);
-        self.0.units().stage = Some(stage);
-    }
-
-    /// Engine: a stage is over. Lanes left open are closed; units left open have failed.
-    pub(crate) async fn finish_stage(&self) -> Result<()> {
-        self.0.epoch.fetch_add(1, Ordering::AcqRel);
-        let (done, barrier) = oneshot::channel();
-        if self.0.leftovers.send(Leftover::Barrier(done)).is_ok() {
-            // An error means that the task ended with the run.
-            let _ = barrier.await;
-        }
-        let lines: Vec<_> = {
-            let mut units = self.0.units();
-            let stage = units.stage.take();
-            let open: Vec<_> = units.open.drain().collect();
-            open.into_iter()
-                .filter_map(|((group, name), mut open)| {
-                    // What makes a group needs no brackets of its own.
-                    if open.failed.is_none() && !name.is_empty() {
-                        open.failed = Some("it did not end".into());
-                    }
-                    Some(units.close(
-                        &self.0.name,
-                        stage?,
-                        &group,
-                        &name,
-                        open,
-                        Counted::default(),
-                    ))
-                })
-                .collect()
-        };
-        for line in lines {
-            self.0.entrance.unit(line).await?;
-        }
-        Ok(())
-    }
-
-    /// Engine: what the instance wrote, and which units failed.
-    pub(crate) fn results(&self) -> Results {
-        let mut units = self.0.units();
-        units.totals.units = units.seen.len() as u64;
-        units.totals.failed = units.failed_names.len() as u64;
-        (
-            units.totals,
-            units.failed.clone(),
-            units.first_failure.as_ref().map(|f| f.0),
-        )
-    }
-
-    /// Engine: what the first failure said to type.
-    pub(crate) fn failure_hint(&self) -> Option<String> {
-        self.0
-            .units()
-            .first_failure
-            .as_ref()
-            .and_then(|f| f.1.clone())
-    }
-}
-
-impl Instance {
-    fn units(&self) -> std::sync::MutexGuard<'_, Units> {
-        self.units
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-fn unit_hash(group: &str, name: &str) -> u64 {
-    hash64(format!("{group}\0{name}").as_bytes())
-}
-
-impl Units {
-    fn close(
-        &mut self,
-        instance: &str,
-        stage: Stage,
-        group: &str,
-        name: &str,
-        open: Open,
-        count: Counted,
-    ) -> UnitLine {
-        self.totals.members += open.members;
-        self.totals.bytes += open.bytes;
-        self.totals.rows += count.rows;
-        if let Some(why) = &open.failed
-            && self.failed_names.insert(unit_hash(group, name))
-            && self.failed.len() < FAILED_NAMED
-        {
-            self.failed.push(FailedUnit {
-                group: group.to_owned(),
-                name: name.to_owned(),
-                why: why.clone(),
-            });
-        }
-        UnitLine {
-            instance: instance.to_owned(),
-            group: group.to_owned(),
-            name: name.to_owned(),
-            stage,
-            members: open.members,
-            rows: count.rows,
-            bytes: open.bytes,
-            failed: open.failed,
-        }
-    }
-}
-
 /// One run of the canonical order of an instance: members in it stand one behind the other, and share blocks with no other lane.
 /// Close it; dropping it closes it too, but then a failure is only in the log.
 pub struct Lane {
-    out: Output,
-    permit: Option<Reserved>,
-    epoch: u32,
-    stage: Stage,
-    unit: Option<(String, String)>,
-    filling: Filling,
+    pub(super) out: Output,
+    pub(super) permit: Option<Reserved>,
+    pub(super) epoch: u32,
+    pub(super) stage: Stage,
+    pub(super) unit: Option<(String, String)>,
+    pub(super) filling: Filling,
     /// Bytes of a begun body that were promised to the tar and never came.
-    torn_zeros: u64,
+    pub(super) torn_zeros: u64,
 }
 
 #[derive(Default)]
-struct Filling {
-    buffer: Vec<u8>,
-    info: BlockInfo,
+pub(super) struct Filling {
+    pub(super) buffer: Vec<u8>,
+    pub(super) info: BlockInfo,
 }
 
 impl Lane {
@@ -676,80 +386,6 @@ impl Drop for Lane {
             _permit: permit,
         });
     }
-}
-
-/// What dropped lanes left behind, in order.
-async fn hand_in_leftovers(entrance: Entrance, mut queue: mpsc::UnboundedReceiver<Leftover>) {
-    while let Some(leftover) = queue.recv().await {
-        let (blocks, zeros, info) = match leftover {
-            Leftover::Barrier(done) => {
-                let _ = done.send(());
-                continue;
-            }
-            Leftover::Lane {
-                blocks,
-                zeros,
-                info,
-                _permit,
-            } => (blocks, zeros, info),
-        };
-        let unit = info
-            .units
-            .last()
-            .map(|range| (range.0.clone(), range.1.clone()));
-        let rest = zero_blocks(
-            Vec::new(),
-            zeros,
-            BlockInfo {
-                units: Vec::new(),
-                first: None,
-                continues: true,
-                ..info
-            },
-            unit,
-        );
-        for block in blocks.into_iter().chain(rest) {
-            if let Err(error) = entrance.submit(vec![block]).await {
-                tracing::warn!(%error, "a lane was dropped and could not be closed");
-                return;
-            }
-        }
-    }
-}
-
-/// `first` and so many zeros behind it, as blocks.
-fn zero_blocks(
-    first: Vec<u8>,
-    mut zeros: u64,
-    info: BlockInfo,
-    unit: Option<(String, String)>,
-) -> impl Iterator<Item = RawBlock> {
-    let mut next = Some((first, info));
-    std::iter::from_fn(move || {
-        let (mut raw, mut info) = next.take()?;
-        let room = BODY_CUT_BYTES.min(zeros);
-        raw.resize(raw.len() + room as usize, 0);
-        zeros -= room;
-        if raw.is_empty() {
-            return None;
-        }
-        if zeros > 0 {
-            let follow = BlockInfo {
-                continues: true,
-                first: None,
-                torn: None,
-                inode_group: Vec::new(),
-                part_of: Vec::new(),
-                ..info.clone()
-            };
-            next = Some((Vec::new(), follow));
-        }
-        info.units = unit
-            .iter()
-            .map(|(group, name)| (group.clone(), name.clone(), 0, raw.len() as u64))
-            .collect();
-        Some((raw, info))
-    })
 }
 
 /// The border rule: a member of `padded` bytes closes its block when its name's hash says so, the sooner the larger it is.

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+const PAGE_BYTES: usize = 1 << 20;
+
 /// Text of a few hundred words: it compresses as dumps do.
 pub fn text(seed: u64, len: usize) -> Vec<u8> {
     let mut random = SmallRng::seed_from_u64(seed);
@@ -20,6 +22,13 @@ pub fn text(seed: u64, len: usize) -> Vec<u8> {
         .collect();
     let mut out = Vec::with_capacity(len + 16);
     while out.len() < len {
+        // A page of fresh words is enough; behind it the pages come again, each numbered.
+        if out.len() > PAGE_BYTES {
+            let page = out[..PAGE_BYTES.min(len - out.len())].to_vec();
+            out.extend_from_slice(format!("page {} ", out.len()).as_bytes());
+            out.extend_from_slice(&page);
+            continue;
+        }
         out.extend_from_slice(words[random.random_range(0..words.len())].as_bytes());
         out.extend_from_slice(format!(" {} ", random.random_range(0..100_000)).as_bytes());
     }
@@ -57,7 +66,7 @@ pub fn odd_tree(root: &Path) {
     write(b"sizes/mid/exact", &text(6, 4 << 20));
     write(b"sizes/small/empty", b"");
     write(b"sizes/small/record", &[7; 512]);
-    write(b"sizes/big/large", &text(7, (16 << 20) + 12345));
+    write(b"sizes/big/large", &noise(7, (16 << 20) + 12345));
     write(b"links/here/file", b"linked");
     std::fs::hard_link(root.join("links/here/file"), root.join("links/here/second")).unwrap();
     std::fs::create_dir_all(root.join("links/there")).unwrap();

@@ -244,8 +244,9 @@ impl Subject for Folder {
                 .split(" first ")
                 .nth(1)
                 .and_then(|rest| rest.split(" mode ").next());
-            let elsewhere =
-                first.is_some_and(|first| !first.starts_with(&format!("{}/{}/", unit.0, unit.1)));
+            let elsewhere = first.is_some_and(|first| {
+                first == text || !first.starts_with(&format!("{}/{}/", unit.0, unit.1))
+            });
             let what = match what.split_once(" first ") {
                 Some((before, after)) if elsewhere => format!(
                     "{before} mode {}",

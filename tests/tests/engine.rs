@@ -170,6 +170,10 @@ async fn one_change_in_a_tree_changes_at_most_three_blocks() {
         let after = blocks_of_source(files(folder.path())).await;
         let changed = after.difference(&before).count();
         worst = worst.max(changed);
+        println!(
+            "change {round} of kind {kind}: {changed} of {} blocks",
+            after.len()
+        );
         assert!(
             changed <= 3,
             "change {round} of kind {kind} changed {changed} of {} blocks",

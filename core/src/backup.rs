@@ -35,6 +35,10 @@ pub struct Limits {
     pub check: Duration,
     /// A source that does not answer is asked again for so long.
     pub unreachable: Duration,
+    /// Patience of a sink's `create`.
+    pub create: Duration,
+    /// Patience of a sink's `publish`.
+    pub publish: Duration,
     /// Patience of `close`.
     pub close: Duration,
 }
@@ -46,6 +50,8 @@ impl Default for Limits {
             stall: Duration::from_mins(1),
             check: Duration::from_secs(10),
             unreachable: Duration::from_mins(1),
+            create: Duration::from_mins(1),
+            publish: Duration::from_mins(10),
             close: Duration::from_secs(30),
         }
     }
@@ -107,25 +113,23 @@ impl Backup<'_> {
         zone: &TimeZone,
         report: &mut BackupReport,
     ) -> Result<()> {
-        let (mut running, sink_health, catalogue) = tokio::join!(
-            self.check_sources(cx),
-            self.check_sinks(cx),
-            Catalogue::read(cx, self.sinks)
-        );
-        Self::compare_with_before(&catalogue, &running, report);
-        let tee = self.open_sinks(cx, sink_health, &catalogue, report).await?;
-        if running.iter().all(|r| r.error.is_some()) {
-            let mut tee = tee;
-            tee.abort(&Error::cancelled()).await;
-            Self::all_failed(running, report);
-            return Ok(());
-        }
-        self.snapshots(&mut running).await;
-        let run = cx.child();
         let division = match &self.limits.division {
             Some(division) => division.clone(),
             None => self.division()?,
         };
+        let (mut running, (sink_health, catalogue)) =
+            tokio::join!(self.check_sources(cx), self.check_and_list_sinks(cx));
+        Self::compare_with_before(&catalogue, &running, report);
+        let run = cx.child();
+        let mut tee = self
+            .open_sinks(&run, sink_health, &catalogue, report)
+            .await?;
+        self.snapshots(&mut running).await;
+        if running.iter().all(|r| r.error.is_some()) {
+            tee.abort(&Error::cancelled()).await;
+            Self::all_failed(running, report);
+            return Ok(());
+        }
         let head = FormatMember {
             format: FORMAT.into(),
             needs: Vec::new(),
@@ -134,7 +138,7 @@ impl Backup<'_> {
             id: self.plan.id.clone(),
             created: self.plan.created,
         };
-        let (entrance, writer) = writer::start(
+        let started = writer::start(
             &division,
             self.settings.preset,
             &head,
@@ -142,7 +146,16 @@ impl Backup<'_> {
             tee,
             run.cancel.clone(),
         )
-        .await?;
+        .await;
+        let (entrance, writer) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                // Snapshots are closed whatever happened.
+                self.close_all(&mut running).await;
+                Self::failed_sinks(report, &error);
+                return Err(error);
+            }
+        };
         let writing = tokio::spawn(writer.run());
         self.stages(&mut running, &entrance, &run).await;
         let ended = entrance.end().await;
@@ -245,6 +258,18 @@ impl Backup<'_> {
         .await
     }
 
+    /// A sink that fails its check is not asked for its list: it would only be waited for.
+    async fn check_and_list_sinks(&self, cx: &Context) -> (Vec<Result<Health>>, Catalogue) {
+        let health = self.check_sinks(cx).await;
+        let alive = self
+            .sinks
+            .iter()
+            .zip(&health)
+            .filter(|(_, health)| health.is_ok());
+        let alive: Vec<SinkInstance> = alive.map(|(sink, _)| sink.clone()).collect();
+        (health, Catalogue::read(cx, &alive).await)
+    }
+
     /// What the previous archive had and this run has not, or has from another server.
     fn compare_with_before(
         catalogue: &Catalogue,
@@ -296,7 +321,7 @@ impl Backup<'_> {
         catalogue: &Catalogue,
         report: &mut BackupReport,
     ) -> Result<Tee> {
-        let mut tee = Tee::new(self.limits.stall);
+        let mut tee = Tee::new(self.limits.stall, cx.cancel.clone());
         let mut alive = 0;
         for (instance, health) in self.sinks.iter().zip(health) {
             let cx = cx.for_instance(&instance.name);
@@ -314,9 +339,16 @@ impl Backup<'_> {
                             .iter()
                             .map(|w| format!("`{}`: {w}", instance.name)),
                     );
+                    let create = instance.sink.create(&cx, &self.plan.name, hint);
+                    let late = || {
+                        Error::new(
+                            ErrorKind::Unreachable,
+                            "it did not begin an archive in time",
+                        )
+                    };
                     (
                         health.describe,
-                        instance.sink.create(&cx, &self.plan.name, hint).await,
+                        cx.within(self.limits.create, late, create).await,
                     )
                 }
                 Err(error) => (String::new(), Err(error)),

@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// Tails that are read at once.
 const TAILS_AT_ONCE: usize = 16;
+/// Patience with one sink's list and the tails of its new archives.
+const LIST_LIMIT: std::time::Duration = std::time::Duration::from_mins(5);
 /// No note is larger.
 const NOTE_MAX_BYTES: usize = 1 << 20;
 
@@ -62,6 +64,9 @@ pub struct Summary {
     pub created: Timestamp,
     /// Whether it is whole.
     pub complete: bool,
+    /// Whether it holds some of the site's sources only, as asked.
+    #[serde(default)]
+    pub subset: bool,
     /// `--label`.
     pub label: Option<String>,
     /// Who wrote it.
@@ -96,10 +101,18 @@ impl From<&Manifest> for Summary {
             site: manifest.site.clone(),
             created: manifest.created,
             complete: manifest.complete,
+            subset: manifest.subset,
             label: manifest.label.clone(),
             tool: manifest.tool.clone(),
             instances: instances.collect(),
         }
+    }
+}
+
+impl Summary {
+    /// Whole, and of all sources.
+    pub fn is_full(&self) -> bool {
+        self.complete && !self.subset
     }
 }
 
@@ -132,7 +145,8 @@ impl Entry {
         Some(Known {
             id: summary.id.clone(),
             created: summary.created,
-            complete: summary.complete,
+            // One of some sources keeps no period for the full ones, and goes as a partial goes.
+            complete: summary.is_full(),
             pinned: pins.contains_key(&summary.id),
             instances: sizes.collect(),
         })
@@ -158,9 +172,11 @@ impl Catalogue {
     /// Reads all sinks, side by side.
     pub async fn read(cx: &Context, sinks: &[SinkInstance]) -> Self {
         let each = sinks.iter().map(|sink| async move {
+            let cx = cx.for_instance(&sink.name);
+            let late = || Error::new(ErrorKind::Unreachable, "listing its archives took too long");
             (
                 sink.name.clone(),
-                read_sink(&cx.for_instance(&sink.name), sink).await,
+                cx.within(LIST_LIMIT, late, read_sink(&cx, sink)).await,
             )
         });
         let mut catalogue = Self::default();
@@ -185,7 +201,7 @@ impl Catalogue {
     pub fn newest_whole(&self) -> Option<&Summary> {
         self.archives()
             .map(|(_, summary)| summary)
-            .find(|summary| summary.complete)
+            .find(|summary| summary.is_full())
     }
 
     /// The copies that a wish means: of one archive, in the order of the sinks.
@@ -227,9 +243,9 @@ impl Catalogue {
         if fitting.is_empty() {
             return Err(nothing_fits(wish, &candidates, zone));
         }
-        let chosen = fitting
-            .iter()
-            .find(|(_, s)| s.complete || wish.partial_too)
+        let full = || fitting.iter().find(|(_, s)| s.is_full());
+        let chosen = full()
+            .or_else(|| fitting.iter().find(|(_, s)| s.complete || wish.partial_too))
             .map(|(_, s)| s.id.clone());
         let Some(id) = chosen else {
             return Err(conflict(
@@ -473,11 +489,24 @@ async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<Wha
             Ok(match head(read.as_ref()).await {
                 Some(head) if *head.site == *cx.site => What::Damaged(error.what),
                 Some(head) => What::OtherSite(head.site),
+                None if named_as_ours(&stored.name) && error.kind == ErrorKind::Corrupt => {
+                    What::Damaged(error.what)
+                }
                 None => What::Foreign,
             })
         }
+        // One file that cannot be read must not hide the others; one that another run has just deleted is damaged for a moment.
+        Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => {
+            Ok(What::Damaged(error.what))
+        }
         Err(error) => Err(error.within(format!("`{}`", stored.name))),
     }
+}
+
+/// Whether the file is called as archives of `bk` are: `PREFIX.YYYY-MM-DD….tar.xz`.
+fn named_as_ours(name: &str) -> bool {
+    let day = name.split('.').nth(1).unwrap_or_default();
+    name.contains(".tar.xz") && jiff::civil::Date::strptime("%Y-%m-%d", day).is_ok()
 }
 
 /// The first member of an archive whose end is lost.

@@ -4,13 +4,13 @@ use crate::archive::format::Stage;
 use crate::archive::reader::Copies;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::MemberPath;
+use crate::name::{MemberPath, escape};
 use crate::restore::Chosen;
 use crate::restore::input::{Body, Delivered, Input, Member};
 use crate::restore::select::{self, Selected};
 use crate::selector::Selection;
 use crate::source::{Existing, Kind};
-use crate::tree::{Tree, TreeOptions};
+use crate::tree::{Tree, TreeOptions, leads_out};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -47,6 +47,8 @@ pub struct Extracted {
     pub bytes: u64,
     /// Left out, with the reason.
     pub skipped: Vec<(String, String)>,
+    /// Not written although they were asked for, with the reason.
+    pub failed: Vec<(String, String)>,
 }
 
 /// Extracts.
@@ -133,8 +135,20 @@ async fn extract_instance(
         while let Some(member) = members.next().await? {
             cx.check_cancelled()?;
             extracted.members += 1;
-            match member.meta.kind {
-                Kind::Symlink(_) => links.push(member),
+            match &member.meta.kind {
+                Kind::Symlink(target)
+                    if !options.outward_links && leads_out(&member.path, target) =>
+                {
+                    let why = format!(
+                        "it leads out to `{}`; repeat with --outward-links to have it",
+                        escape(target)
+                    );
+                    extracted
+                        .failed
+                        .push((format!("{name}/{}", member.path), why));
+                }
+                // Finish is the last stage, and gives folders their times after the links in them.
+                Kind::Symlink(_) if stage != Stage::Finish => links.push(member),
                 _ => extracted.bytes += write_member(&mut tree, member).await?,
             }
         }
@@ -180,6 +194,7 @@ pub async fn write_member(tree: &mut Tree, member: Member) -> Result<u64> {
 
 async fn write_file(tree: &mut Tree, path: &MemberPath, member: Member) -> Result<u64> {
     let mut writing = tree.begin(path)?;
+    let expected = member.len;
     let written = match member.body {
         Body::Whole(bytes) => writing.write(&bytes),
         Body::Stream(mut stream) => loop {
@@ -194,7 +209,14 @@ async fn write_file(tree: &mut Tree, path: &MemberPath, member: Member) -> Resul
             }
         },
     };
+    let short = |written: u64| expected.is_some_and(|len| len != written);
     match written {
+        Ok(()) if short(writing.written()) => {
+            writing.discard();
+            Err(Error::corrupt(format!(
+                "the body of `{path}` is not as long as it should be"
+            )))
+        }
         Ok(()) => tree.finish(writing, &member.meta),
         Err(error) => {
             writing.discard();

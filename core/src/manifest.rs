@@ -30,6 +30,9 @@ pub struct Manifest {
     pub tool: String,
     /// Whether everything that was asked for is inside, whole.
     pub complete: bool,
+    /// Whether the run was asked for some of the site's sources only. Such an archive is whole, but stands for no full one.
+    #[serde(default)]
+    pub subset: bool,
     /// Greatest distance between two instances' instants, in milliseconds.
     pub skew_ms: u64,
     /// Reserved for archives that build on another.

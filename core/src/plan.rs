@@ -16,6 +16,8 @@ pub struct BackupPlan {
     pub name: ArchiveName,
     /// `--label`.
     pub label: Option<String>,
+    /// Whether only some of the site's sources were asked for.
+    pub subset: bool,
     /// `--pin`.
     pub pin: bool,
     /// Instance tables whose plugin is not enabled.

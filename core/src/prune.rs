@@ -12,6 +12,7 @@ use crate::sink::{NoteName, Was};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Minutes after which another's lease counts no more.
@@ -108,7 +109,10 @@ async fn prune_held(
         }
         accepted.insert(id);
     }
-    let known: Vec<Known> = entries.iter().filter_map(|e| e.known(&pinned)).collect();
+    // Two files may hold one archive (somebody copied it): it is one to retention, and both go or stay together.
+    let mut known: Vec<Known> = entries.iter().filter_map(|e| e.known(&pinned)).collect();
+    let mut seen = BTreeSet::new();
+    known.retain(|archive| seen.insert(archive.id.clone()));
     let verdict = retention::decide(&known, keep, zone, cx.clock.now(), &accepted);
     let names = entries
         .iter()

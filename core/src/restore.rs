@@ -412,11 +412,54 @@ impl Prepared<'_> {
         report
     }
 
+    /// The request as it was typed, for what of this instance it asked.
     fn repeat(&self, instance: &str) -> String {
-        format!(
-            "bk restore --from {} --version {} --only {instance}",
-            self.plan.from, self.plan.version
-        )
+        let mut only: Vec<String> = self
+            .request
+            .selection
+            .only
+            .iter()
+            .filter(|s| s.touches(instance))
+            .map(ToString::to_string)
+            .collect();
+        if only.is_empty() {
+            only.push(instance.to_owned());
+        }
+        self.command(&only, &[])
+    }
+
+    fn command(&self, only: &[String], also_exclude: &[String]) -> String {
+        let request = &self.request;
+        let mut words = vec!["bk restore".to_owned()];
+        match &request.file {
+            Some(file) => words.push(format!("'{}'", file.display())),
+            None => words.push(format!(
+                "--from {} --version {}",
+                self.plan.from, self.plan.version
+            )),
+        }
+        let mut flag = |name: &str, value: &str| words.push(format!("{name} '{value}'"));
+        only.iter().for_each(|selector| flag("--only", selector));
+        request
+            .selection
+            .exclude
+            .iter()
+            .for_each(|selector| flag("--exclude", &selector.to_string()));
+        also_exclude
+            .iter()
+            .for_each(|selector| flag("--exclude", selector));
+        request.into.iter().for_each(|into| flag("--into", into));
+        request
+            .renamed
+            .iter()
+            .for_each(|renamed| flag("--as", renamed));
+        match request.existing {
+            None => {}
+            Some(Existing::Refuse) => flag("--existing", "refuse"),
+            Some(Existing::Merge) => flag("--existing", "merge"),
+            Some(Existing::Replace) => flag("--existing", "replace"),
+        }
+        words.join(" ")
     }
 
     /// Every selected block's stored sum, before the first byte is written.
@@ -430,12 +473,15 @@ impl Prepared<'_> {
             return Ok(());
         }
         let touched = self.selected.units_in(&bad);
-        let excludes: Vec<_> = touched
+        let only: Vec<String> = self
+            .request
+            .selection
+            .only
             .iter()
-            .map(|unit| format!("--exclude '{unit}'"))
+            .map(ToString::to_string)
             .collect();
         Err(Error::corrupt(format!("{} damaged blocks, and no other sink has them whole; they touch {}. Nothing was written", bad.len(), touched.join(", ")))
-            .hint(format!("this restores the rest: bk restore --from {} --version {} {}", self.plan.from, self.plan.version, excludes.join(" "))))
+            .hint(format!("this restores the rest: {}", self.command(&only, &touched))))
     }
 
     async fn restore_one(

@@ -4,6 +4,8 @@ use crate::error::{Error, ErrorKind, Result, bug};
 use crate::sink::Upload;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,6 +19,7 @@ const ABORT_LIMIT: Duration = Duration::from_secs(30);
 pub struct Tee {
     branches: Vec<Branch>,
     stall_limit: Duration,
+    cancel: CancellationToken,
 }
 
 struct Branch {
@@ -24,15 +27,18 @@ struct Branch {
     queue: Option<mpsc::Sender<Bytes>>,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<Box<dyn Upload>>>>,
+    taken_chunks: Arc<AtomicU64>,
     failure: Option<Error>,
 }
 
 impl Tee {
     /// A tee without branches. A branch that keeps the writer waiting for `stall_limit` in a row while others do not is aborted.
-    pub fn new(stall_limit: Duration) -> Self {
+    /// `cancel` ends every wait.
+    pub fn new(stall_limit: Duration, cancel: CancellationToken) -> Self {
         Self {
             branches: Vec::new(),
             stall_limit,
+            cancel,
         }
     }
 
@@ -45,12 +51,19 @@ impl Tee {
     ) {
         let (queue, chunks) = mpsc::channel(QUEUED_CHUNKS);
         let stop = CancellationToken::new();
+        let taken_chunks = Arc::new(AtomicU64::new(0));
+        let count = taken_chunks.clone();
+        let stored = move |bytes| {
+            count.fetch_add(1, Ordering::Relaxed);
+            stored(bytes);
+        };
         let task = tokio::spawn(upload_all(upload, chunks, stop.clone(), stored));
         self.branches.push(Branch {
             name: name.to_owned(),
             queue: Some(queue),
             stop,
             task: Some(task),
+            taken_chunks,
             failure: None,
         });
     }
@@ -110,10 +123,18 @@ impl Tee {
         let mut closed = Vec::new();
         let mut someone_moves = others_move;
         while !pending.is_empty() {
-            let next = if someone_moves {
-                tokio::time::timeout(self.stall_limit, sends.next()).await
-            } else {
-                Ok(sends.next().await)
+            let wait = async {
+                if someone_moves {
+                    tokio::time::timeout(self.stall_limit, sends.next()).await
+                } else {
+                    Ok(sends.next().await)
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                // The writer sees it next, and aborts all.
+                () = self.cancel.cancelled() => return,
+                next = wait => next,
             };
             match next {
                 Ok(Some((n, sent))) => {
@@ -176,17 +197,51 @@ impl Tee {
 
     /// Ends the queues and waits until every byte was taken. Per sink: its upload, ready to publish, or why it failed.
     pub async fn close(self) -> Vec<(String, Result<Box<dyn Upload>>)> {
-        let mut ends = Vec::with_capacity(self.branches.len());
-        for mut branch in self.branches {
-            drop(branch.queue.take());
-            let end = match (branch.failure, branch.task.take()) {
-                (Some(failure), _) => Err(failure),
-                (None, Some(task)) => join(task).await,
-                (None, None) => Err(bug("a sink without a task")),
+        let (limit, cancel) = (self.stall_limit, self.cancel);
+        let alone = self.branches.len() == 1;
+        let ends = self.branches.into_iter().map(|mut branch| {
+            let cancel = cancel.clone();
+            async move {
+                drop(branch.queue.take());
+                let end = match (branch.failure.take(), branch.task.take()) {
+                    (Some(failure), _) => Err(failure),
+                    (None, Some(task)) => branch.drain(task, limit, alone, &cancel).await,
+                    (None, None) => Err(bug("a sink without a task")),
+                };
+                (branch.name, end)
+            }
+        });
+        futures::future::join_all(ends).await
+    }
+}
+
+impl Branch {
+    /// Waits until the last chunks are taken; a sink that takes none for too long while it is not alone is aborted here too.
+    async fn drain(
+        &self,
+        mut task: JoinHandle<Result<Box<dyn Upload>>>,
+        limit: Duration,
+        alone: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Box<dyn Upload>> {
+        loop {
+            let before = self.taken_chunks.load(Ordering::Relaxed);
+            let why = tokio::select! {
+                done = &mut task => return done.unwrap_or_else(|e| Err(bug(format!("the task of a sink ended: {e}")))),
+                () = cancel.cancelled() => Error::cancelled(),
+                () = tokio::time::sleep(limit), if !alone => {
+                    if self.taken_chunks.load(Ordering::Relaxed) != before {
+                        continue;
+                    }
+                    Error::new(ErrorKind::Unreachable, format!("took no byte for {} s at the end", limit.as_secs_f32()))
+                }
             };
-            ends.push((branch.name, end));
+            self.stop.cancel();
+            if let Ok(upload) = join(task).await {
+                abort(upload, &self.name).await;
+            }
+            return Err(why);
         }
-        ends
     }
 }
 

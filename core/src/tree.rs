@@ -348,6 +348,11 @@ impl Tree {
 }
 
 impl Writing {
+    /// Bytes so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// The next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
@@ -392,11 +397,14 @@ pub fn leads_out(path: &MemberPath, target: &[u8]) -> bool {
         return true;
     }
     let mut depth = path.parts().count() as i64 - 1;
+    let mut behind_a_name = false;
     for part in target.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
+            // Behind a name, which may be a link itself, nobody can say where `..` leads.
+            b".." if behind_a_name => return true,
             b".." => depth -= 1,
-            _ => depth += 1,
+            _ => behind_a_name = true,
         }
         if depth < 0 {
             return true;

@@ -55,6 +55,8 @@ pub fn odd_tree(root: &Path) {
         format!("long/{deep}").as_bytes(),
         b"three hundred characters",
     );
+    let long_line = format!("long/{}/{}\nline end", "d".repeat(100), "e".repeat(100));
+    write(long_line.as_bytes(), b"long, with a line end");
     write("кириллица/сервер/файл.txt".as_bytes(), "привет".as_bytes());
     write(b"odd/names/new\nline", b"newline");
     write(b"odd/names/back\\slash", b"backslash");

@@ -114,6 +114,7 @@ impl Site {
             name: archive_name(&self.archive, created),
             label: None,
             pin: false,
+            subset: false,
             not_backed_up: Vec::new(),
         };
         let backup = Backup {

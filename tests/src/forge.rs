@@ -46,7 +46,7 @@ pub async fn sealed(tar: Vec<u8>, stage: Stage, members: u64, bytes: u64) -> Byt
     let cx = crate::engine::Site::default().context();
     let name =
         bk_core::backup::archive_name(&Default::default(), "2026-08-22T00:00:00Z".parse().unwrap());
-    let mut tee = Tee::new(std::time::Duration::from_secs(60));
+    let mut tee = Tee::new(std::time::Duration::from_secs(60), cx.cancel.clone());
     tee.add(
         "memory",
         bk_core::sink::Sink::create(&sink, &cx, &name, Default::default())
@@ -149,6 +149,7 @@ fn manifest(name: &bk_core::name::ArchiveName, members: u64, bytes: u64) -> Mani
         finished: name.start,
         tool: "bk 0.1.0".into(),
         complete: true,
+        subset: false,
         skew_ms: 0,
         parent: None,
         blocks: 0,

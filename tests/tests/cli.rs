@@ -1028,3 +1028,99 @@ fn a_file_truncated_while_it_is_read_makes_the_archive_partial_and_is_never_rest
     home.bk(&["restore", "--yes", "--allow-partial"]).ended(0);
     assert_eq!(names(&home.path("src")), ["g/other/f"]);
 }
+
+#[test]
+fn a_copied_archive_file_never_makes_retention_delete_both() {
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 1 }\nprune = \"never\"\n",
+    );
+    tree(&home);
+    home.bk(&["backup"]).ended(0);
+    home.bk(&["backup"]).ended(0);
+    let newest = home
+        .bk(&["list"])
+        .ended(0)
+        .stdout
+        .split("  ")
+        .next()
+        .unwrap()
+        .to_owned();
+    std::fs::copy(
+        home.path("out").join(&newest),
+        home.path("out").join(format!("{newest}.bak")),
+    )
+    .unwrap();
+    home.bk(&["prune"]).ended(0);
+    assert_eq!(home.archives(), [newest.clone(), format!("{newest}.bak")]);
+    home.bk(&["verify", "--all"]).ended(0);
+}
+
+#[test]
+fn a_backup_of_some_sources_stands_for_no_full_one() {
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[source.other]\nplugin = \"files\"\npath = \"other\"\n[sink.local]\npath = \"out\"\n",
+    );
+    tree(&home);
+    home.write("other/x/y/z", "other");
+    home.bk(&["backup"]).ended(0);
+    home.bk(&["backup", "--only", "other"]).ended(0);
+    assert!(
+        home.bk(&["list"])
+            .ended(0)
+            .stdout
+            .contains("some sources only")
+    );
+    std::fs::remove_dir_all(home.path("src")).unwrap();
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert_eq!(
+        names(&home.path("src")).len(),
+        6,
+        "the newest full archive was not the one restored"
+    );
+}
+
+#[test]
+fn a_link_that_leads_out_is_left_out_and_named_and_the_rest_comes_back() {
+    let home = Home::files();
+    tree(&home);
+    std::os::unix::fs::symlink("/etc/hostname", home.path("src/a/one/out")).unwrap();
+    std::os::unix::fs::symlink("f1", home.path("src/a/one/in")).unwrap();
+    home.bk(&["backup"]).ended(0);
+    for existing in ["merge", "refuse"] {
+        std::fs::remove_dir_all(home.path("src")).unwrap();
+        let ran = home
+            .bk(&["restore", "--yes", "--existing", existing])
+            .ended(3);
+        assert!(ran.stderr.contains("--outward-links"), "{}", ran.stderr);
+        assert!(home.path("src/a/one/in").is_symlink() && !home.path("src/a/one/out").is_symlink());
+    }
+    let ran = home.bk(&["extract", "--into", "ext"]).ended(3);
+    assert!(
+        ran.stderr.contains("files/a/one/out") && home.path("ext/files/a/one/in").is_symlink(),
+        "{}",
+        ran.stderr
+    );
+    home.bk(&["restore", "--yes", "--outward-links"]).ended(0);
+    assert!(home.path("src/a/one/out").is_symlink());
+}
+
+#[test]
+fn restoring_one_unit_leaves_its_groups_own_mode_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::files();
+    tree(&home);
+    home.bk(&["backup"]).ended(0);
+    let mode = || {
+        std::fs::metadata(home.path("src/a"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    std::fs::set_permissions(home.path("src/a"), std::fs::Permissions::from_mode(0o711)).unwrap();
+    home.bk(&["restore", "--yes", "--only", "files/a/one"])
+        .ended(0);
+    assert_eq!(mode(), 0o711);
+    home.bk(&["restore", "--yes", "--only", "files/a"]).ended(0);
+    assert_eq!(mode(), 0o755);
+}

@@ -253,6 +253,8 @@ async fn a_failing_sink_is_named_and_the_others_publish() {
         Fault::Write(2),
         Fault::Publish,
         Fault::Stall(1),
+        Fault::Stall(4),
+        Fault::Stall(5),
     ] {
         for required in [true, false] {
             let good = MemorySink::default();

@@ -25,6 +25,7 @@ pub async fn run(
         created,
         name: archive_name(&config.archive, created),
         label: args.label.clone(),
+        subset: sources.len() < config.sources.len(),
         pin: args.pin,
         not_backed_up: config.not_enabled.clone(),
     };

@@ -66,6 +66,10 @@ pub async fn run(
         rows.push(row);
     }
     let catalogue = Catalogue::read(cx, &config.sinks).await;
+    for (sink, error) in &catalogue.failures {
+        let known = causes.iter().any(|cause| cause.about == *sink);
+        causes.extend((!known).then(|| Cause::new(sink, error)));
+    }
     causes.extend(stale(cx, &catalogue, args.max_age));
     if global.json {
         print_json(&serde_json::json!({ "checked": rows, "causes": causes }));

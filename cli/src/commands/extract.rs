@@ -1,6 +1,6 @@
 //! `bk extract`
 
-use super::{print_json, restore::existing, say_warnings, wish};
+use super::{print_json, restore::existing, say_causes, say_warnings, wish};
 use crate::args::{ExtractArgs, Global};
 use crate::output::{bytes, count, say};
 use bk_core::config::Config;
@@ -53,5 +53,11 @@ pub async fn run(
     for (name, why) in &extracted.skipped {
         say(&format!("  skipped    {name} ({why})"));
     }
-    Ok(Vec::new())
+    let causes: Vec<Cause> = extracted
+        .failed
+        .iter()
+        .map(|(name, why)| Cause::partial(name, why.clone()))
+        .collect();
+    say_causes(&causes);
+    Ok(causes)
 }

@@ -85,7 +85,11 @@ fn line(entry: &Entry, sinks: &[&str], pinned: &BTreeMap<String, String>) -> Str
     let size = bytes(entry.stored.bytes);
     match &entry.what {
         What::Archive(summary) => {
-            let state = if summary.complete { "whole" } else { "PARTIAL" };
+            let state = match (summary.complete, summary.subset) {
+                (true, false) => "whole",
+                (true, true) => "whole, some sources only",
+                (false, _) => "PARTIAL",
+            };
             let mark = if pinned.contains_key(&summary.id) {
                 "  pinned"
             } else {

@@ -7,6 +7,7 @@ use crate::error::{Result, bug};
 use crate::name::MemberPath;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::oneshot;
 
 /// Gathers lines from the writer (blocks) and from lanes (units).
 #[derive(Debug, Default)]
@@ -65,17 +66,31 @@ impl IndexPieces {
         }
     }
 
+    /// Goes on to its end even when the caller is dropped: a piece that was taken holds other instances' lines too.
     async fn compress(&self, pool: &Pool, raw: Vec<u8>) -> Result<()> {
         // A fair guess until it is known: index text shrinks to a third.
         self.held_bytes
             .fetch_add(raw.len() as u64 / 3, Ordering::Relaxed);
-        let answer = pool.submit(raw).await?;
+        let (forward, answer) = oneshot::channel();
         self.state
             .lock()
             .expect("no index line panics")
             .compressing
             .push(answer);
-        Ok(())
+        let pool = pool.clone();
+        let handed_in = tokio::spawn(async move {
+            match pool.submit(raw).await {
+                Ok(answer) => drop(tokio::spawn(async move {
+                    let ended = || Err(bug("a compressing thread ended early"));
+                    // Nobody listens any more when the run has ended.
+                    let _ = forward.send(answer.await.unwrap_or_else(|_| ended()));
+                })),
+                Err(error) => drop(forward.send(Err(error))),
+            }
+        });
+        handed_in
+            .await
+            .map_err(|e| bug(format!("handing in the index failed: {e}")))
     }
 
     /// Roughly how many compressed bytes wait here.

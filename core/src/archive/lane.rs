@@ -31,6 +31,8 @@ pub struct Lane {
     pub(super) filling: Filling,
     /// Bytes of a begun body that were promised to the tar and never came.
     pub(super) torn_zeros: u64,
+    /// Path of the body that is being streamed, or was last.
+    pub(super) streaming: Option<String>,
 }
 
 #[derive(Default)]
@@ -124,10 +126,17 @@ impl Lane {
 
     fn admit(&self, path: &MemberPath) -> Result<MemberPath> {
         self.out.0.cx.check_cancelled()?;
+        if self.torn_zeros != 0 {
+            return Err(plugin(
+                "a lane was used again although a body in it was dropped half written",
+            ));
+        }
         if self.epoch != self.out.0.epoch.load(Ordering::Acquire) {
             return Err(plugin("a lane was used after its stage had ended"));
         }
-        Ok(path.beneath(&self.out.0.name))
+        let full = path.beneath(&self.out.0.name);
+        // Checked here with its instance: what no reader would believe is not written.
+        MemberPath::new(full.as_bytes().to_vec())
     }
 
     fn count_member(&self, bytes: u64) -> Result<()> {
@@ -259,6 +268,7 @@ impl Lane {
         let mut good = 0_u64;
         // Should this future be dropped, the lane still owes these bytes to the tar.
         self.torn_zeros = len + pad;
+        self.streaming = Some(path.to_string());
         self.filling.buffer = std::mem::take(&mut raw);
         let mut begun = false;
         while good < len {
@@ -364,8 +374,19 @@ impl Drop for Lane {
         }
         let zeros = std::mem::take(&mut self.torn_zeros);
         if zeros > 0 {
-            let first = self.filling.info.first.clone().unwrap_or_default();
-            self.filling.info.torn = Some((first, 0));
+            let path = self.streaming.clone().unwrap_or_default();
+            self.filling.info.torn = Some((path, 0));
+            if let Some((group, name)) = &self.unit
+                && let Some(open) = self
+                    .out
+                    .0
+                    .units()
+                    .open
+                    .get_mut(&(group.clone(), name.clone()))
+            {
+                open.failed
+                    .get_or_insert_with(|| "a body was dropped half written".into());
+            }
         }
         let raw = std::mem::take(&mut self.filling.buffer);
         if zeros > 0 {

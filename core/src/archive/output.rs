@@ -124,6 +124,7 @@ impl Output {
             unit: None,
             filling: Filling::default(),
             torn_zeros: 0,
+            streaming: None,
         })
     }
 

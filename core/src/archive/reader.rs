@@ -157,7 +157,13 @@ impl Copies {
                             .insert(block.n, Bytes::copy_from_slice(&bytes));
                     }
                     Ok(_) => {}
-                    Err(error) if error.kind == ErrorKind::Corrupt => bad.push(block.n),
+                    Err(error) if error.kind == ErrorKind::Corrupt => match &fetched {
+                        // Nobody answered, or the run was stopped: that is no damage.
+                        Err(unread) if unread.kind != ErrorKind::Corrupt => {
+                            return Err(unread.duplicate());
+                        }
+                        _ => bad.push(block.n),
+                    },
                     Err(error) => return Err(error),
                 }
             }

@@ -91,6 +91,22 @@ pub fn header(path: &MemberPath, meta: &Meta, len: u64) -> Vec<u8> {
         extended.append(&mut plain_header_pad(pax));
         out = extended;
     }
+    for (text, flag) in [
+        (&name[..], tar::EntryType::GNULongName),
+        (link, tar::EntryType::GNULongLink),
+    ] {
+        if too_long_for_pax(text) {
+            let body = [text, b"\0"].concat();
+            out.extend(plain_header(
+                b"././@LongLink",
+                b"",
+                &Meta::default(),
+                body.len() as u64,
+                flag,
+            ));
+            out.extend(plain_header_pad(body));
+        }
+    }
     out.extend(plain_header(&name, link, meta, len, type_flag));
     out
 }
@@ -129,12 +145,17 @@ fn copy(field: &mut [u8], bytes: &[u8]) {
     field[..len].copy_from_slice(&bytes[..len]);
 }
 
+/// Readers of pax, the crate here among them, cut records at line ends whatever their length says; such names go the older GNU way.
+fn too_long_for_pax(text: &[u8]) -> bool {
+    text.len() > 100 && text.contains(&b'\n')
+}
+
 fn pax_records(name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    if name.len() > 100 {
+    if name.len() > 100 && !too_long_for_pax(name) {
         pax_record(&mut out, "path", name);
     }
-    if link.len() > 100 {
+    if link.len() > 100 && !too_long_for_pax(link) {
         pax_record(&mut out, "linkpath", link);
     }
     if len >= 1 << 33 {
@@ -310,9 +331,13 @@ mod tests {
     #[test]
     fn members_come_back_as_they_went_in() {
         let long = format!("files/{}/{}", "п".repeat(100), "x".repeat(120));
+        let long_line = format!("files/{}\nend", "y".repeat(200));
+        let odd_target = ["z".repeat(150), "\n".into()].concat().into_bytes();
         let cases = [
             ("files/plain", Kind::File, (1_700_000_000, 123_456_789)),
             (&*long, Kind::File, (-1, 999_999_999)),
+            (&*long_line, Kind::File, (7, 7)),
+            ("files/odd", Kind::Symlink(odd_target), (7, 7)),
             ("files/dir", Kind::Directory, (-86_400, 0)),
             (
                 "files/link",

@@ -30,7 +30,7 @@ impl Backup<'_> {
         let mut whole_units = 0;
         let results: Vec<_> = running.iter().map(Running::report_all).collect();
         for (_, instance, _) in &results {
-            whole_units += instance.totals.units - instance.totals.failed;
+            whole_units += instance.totals.units.saturating_sub(instance.totals.failed);
         }
         for (r, (source, instance, kind)) in running.iter().zip(results) {
             Self::source_causes(r, &source, kind, whole_units > 0, report);
@@ -52,6 +52,7 @@ impl Backup<'_> {
             finished: cx.clock.now(),
             tool: tool(),
             complete,
+            subset: self.plan.subset,
             skew_ms: report.skew_ms,
             parent: None,
             blocks: 0,
@@ -159,9 +160,20 @@ impl Backup<'_> {
             Ok(upload) => upload,
             Err(error) => return (name, Err(error)),
         };
-        let stored = match upload.publish(&self.plan.name, seal).await {
-            Ok(stored) => stored,
-            Err(error) => return (name, Err(error)),
+        let published =
+            tokio::time::timeout(self.limits.publish, upload.publish(&self.plan.name, seal));
+        let stored = match published.await {
+            Ok(Ok(stored)) => stored,
+            Ok(Err(error)) => return (name, Err(error)),
+            Err(_) => {
+                return (
+                    name,
+                    Err(Error::new(
+                        ErrorKind::Unreachable,
+                        "publishing took too long",
+                    )),
+                );
+            }
         };
         let read_back = match self.sinks.iter().find(|s| s.name == name) {
             Some(instance) => read_back(&cx.for_instance(&name), instance, &stored, seal).await,

@@ -90,7 +90,7 @@ impl Running<'_> {
             .as_ref()
             .map(Output::results)
             .unwrap_or_default();
-        let whole = totals.units - totals.failed;
+        let whole = totals.units.saturating_sub(totals.failed);
         let state = match (&self.error, totals.failed, whole) {
             (None, 0, _) => State::Whole,
             (_, _, 1..) => State::Partial,

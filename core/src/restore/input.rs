@@ -289,6 +289,7 @@ impl Cutter {
             self.member(&ranges, &mut joining, head, body)
         });
         if let Err(error) = cut {
+            let error = self.cancelled_or(error);
             lock(&self.delivered).failure = Some(error.duplicate());
             // Nobody waits any more when the restore has ended.
             if let Some((_, chunks)) = joining {
@@ -356,7 +357,26 @@ impl Cutter {
             Some(head.len),
             Body::Stream(BodyStream { chunks: receiver }),
         )?;
-        pump(&chunks, body, head.len)
+        self.pump_or_break(&chunks, body, head.len)
+    }
+
+    /// A body that breaks off is told to its reader as an error: the end of the channel alone would look like the end of the body.
+    fn pump_or_break(&self, chunks: &Chunks, body: &mut dyn Read, limit: u64) -> Result<()> {
+        pump(chunks, body, limit).map_err(|error| {
+            let error = self.cancelled_or(error);
+            // The reader may be gone already.
+            let _ = chunks.blocking_send(Err(error.duplicate()));
+            error
+        })
+    }
+
+    /// What a stopped run reads as damage is a stopped run.
+    fn cancelled_or(&self, error: Error) -> Error {
+        if self.cx.cancel.is_cancelled() {
+            Error::cancelled()
+        } else {
+            error
+        }
     }
 
     /// A hard link's target is named inside the instance.
@@ -397,7 +417,7 @@ impl Cutter {
             *joining = Some((whole.to_owned(), chunks));
         }
         match joining {
-            Some((_, chunks)) => pump(&chunks.clone(), body, u64::MAX),
+            Some((_, chunks)) => self.pump_or_break(&chunks.clone(), body, u64::MAX),
             None => Err(bug("a part without a whole")),
         }
     }

@@ -3,13 +3,13 @@
 use crate::files::mark::{self, MARK_NAME, Unfinished};
 use crate::files::{Files, Filter, FilterWords, LAYOUT};
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, bug, conflict, unsupported};
+use bk_core::error::{Error, Result, bug, conflict, unsupported};
 use bk_core::extract::write_member;
 use bk_core::name::{MemberPath, escape, unescape};
 use bk_core::source::{
     Existing, Input, Kind, Member, Meta, RestoreOptions, Selected, Stage, Tally, UnitCount,
 };
-use bk_core::tree::{TEMPORARY_PREFIX, Tree, TreeOptions};
+use bk_core::tree::{TEMPORARY_PREFIX, Tree, TreeOptions, leads_out};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -55,6 +55,8 @@ struct Restoring {
     tally: Tally,
     counts: BTreeMap<(String, String, Stage), (u64, u64)>,
     restored: HashSet<[u8; 16]>,
+    /// Groups selected in part that were there before: their own mode, owner and time stay.
+    keeps_properties: HashSet<String>,
     /// What the folder itself had.
     root: Option<Meta>,
 }
@@ -89,6 +91,7 @@ impl Restoring {
             tally: Tally::default(),
             counts: BTreeMap::new(),
             restored: HashSet::new(),
+            keeps_properties: HashSet::new(),
             root: None,
         })
     }
@@ -102,6 +105,17 @@ impl Restoring {
         };
         let mut tree = Tree::open(&self.target, options, &self.how.id)?;
         self.refuse_existing(&tree)?;
+        for selected in self
+            .how
+            .selected
+            .iter()
+            .filter(|s| s.unit.is_some() && s.group != ".")
+        {
+            let path = MemberPath::new(unescape(&self.group(&selected.group)))?;
+            if tree.exists(&path) {
+                self.keeps_properties.insert(selected.group.clone());
+            }
+        }
         let selected = self
             .how
             .selected
@@ -248,6 +262,17 @@ impl Restoring {
             member.meta.kind = Kind::Hardlink(self.renamed(target, &Kind::File)?);
         }
         self.restored.insert(key(&member.path));
+        if unit.1.is_empty() && self.keeps_properties.contains(&unit.0) {
+            self.counts.entry((unit.0, unit.1, stage)).or_default().0 += 1;
+            return Ok(());
+        }
+        if let Kind::Symlink(target) = &member.meta.kind
+            && !self.how.outward_links
+            && leads_out(&member.path, target)
+        {
+            self.tally.failed.push(format!("the symbolic link `{shown}` leads out to `{}`; repeat with --outward-links to have it", escape(target)));
+            return Ok(());
+        }
         if member.path.as_bytes().is_empty() {
             self.root = Some(member.meta.clone());
         }
@@ -255,18 +280,6 @@ impl Restoring {
             Ok(bytes) => {
                 let count = self.counts.entry((unit.0, unit.1, stage)).or_default();
                 *count = (count.0 + 1, count.1 + bytes);
-                Ok(())
-            }
-            // A link that leads out is the one thing that is left out by itself.
-            Err(error)
-                if error.kind == ErrorKind::Conflict && self.existing != Existing::Refuse =>
-            {
-                let hint = error
-                    .hint
-                    .as_deref()
-                    .map(|h| format!("; {h}"))
-                    .unwrap_or_default();
-                self.tally.failed.push(format!("{error}{hint}"));
                 Ok(())
             }
             Err(error) => Err(error.within(format!("member `{shown}`"))),

@@ -53,6 +53,8 @@ enum Item {
     Link(MemberPath, Meta),
     Large(MemberPath),
     Failed(Error),
+    /// In Finish, where units change with every entry: what failed, and where.
+    FailedAt(MemberPath, Error),
     Warning(String),
     LeftOut,
     End,
@@ -136,7 +138,7 @@ impl FilesSnapshot {
                 Item::End => writing.end().await?,
                 Item::Warning(warning) => self.warn(warning),
                 Item::LeftOut => self.left_out += 1,
-                Item::Failed(error) => writing.fail(&error).await?,
+                Item::Failed(error) | Item::FailedAt(_, error) => writing.fail(&error).await?,
                 _ if skipping => {}
                 Item::Small(path, meta, bytes) => writing.member(path, meta, bytes.into()).await?,
                 Item::Link(path, meta) => writing.member(path, meta, Bytes::new()).await?,
@@ -168,23 +170,26 @@ impl FilesSnapshot {
             if let Some(link) = self.hard_link(&group, &name, &path, &mut file) {
                 return writing.member(path, link, Bytes::new()).await;
             }
-            let (len, seen) = (file.len, file.meta.mtime);
+            if file.len > LARGE_BYTES {
+                // It has grown since the walk saw it.
+                self.large.push((group, name, path));
+                return Ok(());
+            }
+            let (len, seen, inode) = (file.len, file.meta.mtime, file.inode);
             let mut reader = tokio::fs::File::from_std(file.file);
             match writing
                 .sized(path.clone(), file.meta, len, &mut reader)
                 .await
             {
                 Ok(()) => {
+                    self.remember(inode, &group, &name, &path);
                     self.say_if_changed(&path, &reader, len, seen).await;
                     return Ok(());
                 }
                 Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
                 Err(error) => last = Some(error),
             }
-            open = self
-                .root
-                .open_beneath(&path)?
-                .filter(|file| file.len <= LARGE_BYTES);
+            open = self.root.open_beneath(&path)?;
         }
         let error = last.unwrap_or_else(|| bug("a file was never read"));
         writing
@@ -215,11 +220,10 @@ impl FilesSnapshot {
         path: &MemberPath,
         file: &mut OpenFile,
     ) -> Option<Meta> {
-        let inode = file.inode?;
-        let first = self
-            .inodes
-            .entry(inode)
-            .or_insert_with(|| (group.to_owned(), name.to_owned(), path.clone()));
+        let Some(first) = self.inodes.get(&file.inode?) else {
+            file.meta.inode_group = Some(hash64(path.as_bytes()));
+            return None;
+        };
         file.meta.inode_group = Some(hash64(first.2.as_bytes()));
         let same_unit = first.0 == group && first.1 == name && first.2 != *path;
         same_unit.then(|| Meta {
@@ -227,6 +231,14 @@ impl FilesSnapshot {
             inode_group: None,
             ..file.meta.clone()
         })
+    }
+
+    /// A name that was written whole is what later names of its inode link to.
+    fn remember(&mut self, inode: Option<(u64, u64)>, group: &str, name: &str, path: &MemberPath) {
+        if let Some(inode) = inode {
+            let first = || (group.to_owned(), name.to_owned(), path.clone());
+            self.inodes.entry(inode).or_insert_with(first);
+        }
     }
 
     /// Marked units that the walk did not even see fail as well.
@@ -291,7 +303,7 @@ impl FilesSnapshot {
         if let Some(link) = self.hard_link(&group, &name, &path, &mut open) {
             return writing.member(path, link, Bytes::new()).await;
         }
-        let (len, seen) = (open.len, open.meta.mtime);
+        let (len, seen, inode) = (open.len, open.meta.mtime, open.inode);
         let mut reader = tokio::fs::File::from_std(open.file);
         reader.set_max_buf_size(1 << 20);
         match writing
@@ -299,6 +311,7 @@ impl FilesSnapshot {
             .await
         {
             Ok(()) => {
+                self.remember(inode, &group, &name, &path);
                 self.say_if_changed(&path, &reader, len, seen).await;
                 Ok(())
             }
@@ -350,15 +363,15 @@ impl FilesSnapshot {
         while let Some(item) = queue.recv().await {
             cx.check_cancelled()?;
             let (path, meta) = match item {
-                Item::Link(path, meta) => (path, meta),
-                Item::Failed(error) => {
-                    writing.fail(&error).await?;
-                    continue;
-                }
+                Item::Link(path, meta) => (path, Ok(meta)),
+                Item::FailedAt(path, error) => (path, Err(error)),
                 // Warnings were said in Data already.
                 _ => continue,
             };
-            let (group, name) = unit_of(&path, meta.kind == Kind::Directory);
+            let is_folder = meta
+                .as_ref()
+                .map_or(true, |meta| meta.kind == Kind::Directory);
+            let (group, name) = unit_of(&path, is_folder);
             if self.marked(&group, &name) {
                 continue;
             }
@@ -366,7 +379,10 @@ impl FilesSnapshot {
                 writing.end().await?;
                 writing.begin_in_one_lane(&group, &name).await?;
             }
-            writing.member(path, meta, Bytes::new()).await?;
+            match meta {
+                Ok(meta) => writing.member(path, meta, Bytes::new()).await?,
+                Err(error) => writing.fail(&error).await?,
+            }
         }
         writing.end().await
     }
@@ -681,21 +697,23 @@ impl Walk {
     }
 
     fn finish_folder(&self, folder: &Folder) -> Result<()> {
-        // A folder that could not be listed has failed in Data.
-        let Ok(names) = folder.names(&self.filter) else {
-            return Ok(());
+        let names = match folder.names(&self.filter) {
+            Ok(names) => names,
+            Err(error) => return Ok(self.send(Item::FailedAt(folder.path.clone(), error))?),
         };
         // Folders first, then links: so the loose links of a folder, one unit, stand together.
         for name in names.iter().filter(|n| n.kind == FileType::Directory) {
-            if let Ok(Some(inner)) = folder.enter(&name.name) {
-                self.finish_folder(&inner)?;
+            match folder.enter(&name.name) {
+                Ok(Some(inner)) => self.finish_folder(&inner)?,
+                Ok(None) => {}
+                Err(error) => self.send(Item::FailedAt(folder.path_of(&name.name)?, error))?,
             }
         }
         for name in names.iter().filter(|n| n.kind == FileType::Symlink) {
             match folder.link(&name.name) {
                 Ok(Some(meta)) => self.send(Item::Link(folder.path_of(&name.name)?, meta))?,
                 Ok(None) => {}
-                Err(error) => self.send(Item::Failed(error))?,
+                Err(error) => self.send(Item::FailedAt(folder.path_of(&name.name)?, error))?,
             }
         }
         Ok(self.send(Item::Link(folder.path.clone(), folder.meta()?))?)

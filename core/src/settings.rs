@@ -88,7 +88,7 @@ pub fn parse_table<T: DeserializeOwned + JsonSchema>(
             Err(error) => {
                 let key = error.path().to_string();
                 let top = key.split(['.', '[']).next().unwrap_or("").to_owned();
-                if rest.remove(&top).is_none() {
+                if rest.shift_remove(&top).is_none() {
                     // What is left are missing keys, which the schema has named already.
                     if faults.is_empty() {
                         faults.push(Fault {
@@ -151,7 +151,7 @@ fn unknown_keys(schema: &Schema, table: &mut Map<String, Value>, faults: &mut Ve
         .cloned()
         .collect();
     for key in unknown {
-        table.remove(&key);
+        table.shift_remove(&key);
         faults.push(unknown_key(&key, known.iter().map(String::as_str)));
     }
 }
@@ -194,7 +194,7 @@ fn empty_lists(table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
         .map(|(key, _)| key.clone())
         .collect();
     for key in empty {
-        table.remove(&key);
+        table.shift_remove(&key);
         faults.push(Fault {
             what: format!("`{key}` is an empty list"),
             hint: Some("leave the key out to mean all".into()),

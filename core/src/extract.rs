@@ -6,13 +6,12 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{MemberPath, escape};
 use crate::restore::Chosen;
-use crate::restore::input::{Body, Delivered, Input, Member};
+use crate::restore::input::{Body, Delivered, Member};
 use crate::restore::select::{self, Selected};
 use crate::selector::Selection;
-use crate::source::{Existing, Kind};
+use crate::source::{Existing, Facts, Kind};
 use crate::tree::{Tree, TreeOptions, leads_out};
 use serde::Serialize;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -102,21 +101,14 @@ async fn extract_instance(
         declared: selected.declared(name),
         ..Delivered::default()
     }));
-    let mut picked: HashMap<Stage, Vec<_>> = HashMap::new();
-    for block in selected.blocks_of(name) {
-        picked.entry(block.stage).or_default().push(block.clone());
-    }
-    let mut input = Input {
-        cx: cx.for_instance(name),
-        instance: name.into(),
-        facts: crate::source::Facts::default(),
-        unit_names: selected.unit_names(),
-        counts: selected.counts_of(name),
-        failed: Vec::new(),
-        copies: copies.clone(),
-        picked,
-        delivered: delivered.clone(),
-    };
+    let cx = &cx.for_instance(name);
+    let mut input = selected.input(
+        cx,
+        name,
+        Facts::default(),
+        copies.clone(),
+        delivered.clone(),
+    );
     let tree_options = TreeOptions {
         existing: options.existing,
         keep_setuid: options.keep_setuid,

@@ -5,7 +5,7 @@ pub mod select;
 
 use crate::archive::format::Stage;
 use crate::archive::read_at::{ReadAt, SinkReadAt};
-use crate::archive::reader::{Copies, Picked};
+use crate::archive::reader::Copies;
 use crate::archive::tail::Opened;
 use crate::catalog::{Catalogue, Wish};
 use crate::config::{Config, SinkInstance, SourceInstance};
@@ -543,21 +543,10 @@ impl Prepared<'_> {
             .manifest
             .instance(instance)
             .ok_or_else(|| crate::error::bug("an instance that the manifest does not know"))?;
-        let mut picked: HashMap<Stage, Vec<Picked>> = HashMap::new();
-        for block in self.selected.blocks_of(instance) {
-            picked.entry(block.stage).or_default().push(block.clone());
-        }
-        Ok(Input {
-            cx: cx.clone(),
-            instance: instance.into(),
-            facts: archived.facts.clone(),
-            unit_names: self.selected.unit_names(),
-            counts: self.selected.counts_of(instance),
-            failed: self.selected.failed_of(instance),
-            copies: self.copies.clone(),
-            picked,
-            delivered,
-        })
+        let facts = archived.facts.clone();
+        Ok(self
+            .selected
+            .input(cx, instance, facts, self.copies.clone(), delivered))
     }
 
     /// What came out of the archive is what its index promises.

@@ -251,8 +251,6 @@ impl Backup<'_> {
                         instance.name
                     )),
                 }
-            } else if instance.policy.keep.is_none() {
-                report.sinks[at].pruned = Vec::new();
             }
         }
         debug_assert_eq!(Summary::from(manifest).id, report.id);

@@ -1,15 +1,16 @@
 //! What a selection means in one archive: which blocks, which units, how much, and what is left out.
 
 use crate::archive::format::{BlockLine, Stage, UnitLine};
-use crate::archive::reader::Picked;
+use crate::archive::reader::{Copies, Picked};
 use crate::archive::tail::{Line, Opened};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::manifest::Totals;
-use crate::restore::input::UnitCount;
+use crate::restore::input::{Delivered, Input, UnitCount};
 use crate::selector::{Matched, Selection};
-use crate::source::Selected as SelectedUnit;
+use crate::source::{Facts, Selected as SelectedUnit};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// An archive's part that is selected.
 pub struct Selected {
@@ -241,6 +242,32 @@ impl Selected {
                 .first()
                 .is_some_and(|(unit, _, _)| self.units[*unit as usize].instance == instance)
         })
+    }
+
+    /// What a restore or an extraction of this instance reads.
+    pub(crate) fn input(
+        &self,
+        cx: &Context,
+        instance: &str,
+        facts: Facts,
+        copies: Arc<Copies>,
+        delivered: Arc<Mutex<Delivered>>,
+    ) -> Input {
+        let mut picked: HashMap<Stage, Vec<Picked>> = HashMap::new();
+        for block in self.blocks_of(instance) {
+            picked.entry(block.stage).or_default().push(block.clone());
+        }
+        Input {
+            cx: cx.clone(),
+            instance: instance.into(),
+            facts,
+            unit_names: self.unit_names(),
+            counts: self.counts_of(instance),
+            failed: self.failed_of(instance),
+            copies,
+            picked,
+            delivered,
+        }
     }
 
     /// Counts per unit and stage.

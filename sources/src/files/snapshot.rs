@@ -98,13 +98,7 @@ impl FilesSnapshot {
             items,
         };
         let walking = tokio::task::spawn_blocking(move || walk.data());
-        let mut writing = Writing {
-            out: out.clone(),
-            lane: None,
-            unit: None,
-            unit_bytes: 0,
-            members: 0,
-        };
+        let mut writing = Writing::new(out);
         let written = self.write_items(cx, &mut queue, &mut writing).await;
         // An early end stops the walk at its next item.
         drop(queue);
@@ -269,13 +263,7 @@ impl FilesSnapshot {
 
     async fn large_files(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let large = std::mem::take(&mut self.large);
-        let mut writing = Writing {
-            out: out.clone(),
-            lane: None,
-            unit: None,
-            unit_bytes: 0,
-            members: 0,
-        };
+        let mut writing = Writing::new(out);
         for (group, name, path) in large {
             cx.check_cancelled()?;
             if writing.unit.as_ref() != Some(&(group.clone(), name.clone())) {
@@ -337,13 +325,7 @@ impl FilesSnapshot {
             items,
         };
         let walking = tokio::task::spawn_blocking(move || walk.finish());
-        let mut writing = Writing {
-            out: out.clone(),
-            lane: None,
-            unit: None,
-            unit_bytes: 0,
-            members: 0,
-        };
+        let mut writing = Writing::new(out);
         let written = self.write_finish(cx, &mut queue, &mut writing).await;
         drop(queue);
         let walked = walking
@@ -444,6 +426,16 @@ struct Writing {
 }
 
 impl Writing {
+    fn new(out: &Output) -> Self {
+        Self {
+            out: out.clone(),
+            lane: None,
+            unit: None,
+            unit_bytes: 0,
+            members: 0,
+        }
+    }
+
     /// Begins a unit; a border of lanes stands where `runs` says.
     async fn begin(&mut self, group: &str, name: &str) -> Result<()> {
         if border_before(&format!("{group}/{name}")) || self.unit_bytes > RUN_SPLIT_BYTES {

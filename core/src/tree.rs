@@ -49,6 +49,8 @@ pub struct Tree {
     inodes: HashMap<u64, MemberPath>,
     temporary: u64,
     id: String,
+    /// Beginnings of names that killed restores left behind; removed in each folder that this one enters.
+    stale: Vec<String>,
 }
 
 /// A file on its way.
@@ -79,7 +81,32 @@ impl Tree {
             inodes: HashMap::new(),
             temporary: 0,
             id: id.to_owned(),
+            stale: Vec::new(),
         })
+    }
+
+    /// From here on removes the temporary files of these unfinished restores, in each folder that is written to: what a killed restore
+    /// was writing is selected again by the one that finishes it.
+    pub fn remove_leftovers_of(&mut self, ids: &[String]) {
+        self.stale = ids
+            .iter()
+            .map(|id| format!("{TEMPORARY_PREFIX}{id}-"))
+            .collect();
+    }
+
+    fn remove_stale(&self, folder: &OwnedFd, of: &MemberPath) -> Result<()> {
+        if self.stale.is_empty() {
+            return Ok(());
+        }
+        let failed = |e| self.failed("clean the folder of", of, e);
+        for entry in rustix::fs::Dir::read_from(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if self.stale.iter().any(|s| name.starts_with(s.as_bytes())) {
+                rustix::fs::unlinkat(folder, name, AtFlags::empty()).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     fn failed(&self, doing: &str, path: &MemberPath, error: Errno) -> Error {
@@ -113,6 +140,7 @@ impl Tree {
         for part in folder.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
             handle = Arc::new(self.enter(&handle, part, of)?);
         }
+        self.remove_stale(&handle, of)?;
         self.last_folder = Some((folder.to_vec(), handle.clone()));
         Ok(handle)
     }

@@ -36,6 +36,12 @@ pub fn text(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
+/// Bytes of which every page differs from those of another seed, and that a codec is quickly done with.
+pub fn pages(seed: u64, len: usize) -> Vec<u8> {
+    let page = noise(seed, 4096);
+    page.iter().copied().cycle().take(len).collect()
+}
+
 /// Bytes that do not shrink.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];

@@ -603,7 +603,15 @@ fn a_restore_killed_midway_is_not_backed_up_until_it_is_finished() {
         1
     );
 
-    home.bk(&["restore", "--yes", "--only", "files"]).ended(0);
+    // The command that the refusal names finishes it, and takes away what the killed one was just writing.
+    let marked: serde_json::Value = serde_json::from_slice(&std::fs::read(&mark).unwrap()).unwrap();
+    let id = marked["restores"][0]["id"].as_str().unwrap();
+    home.write(&format!("src/g0/u0/.bk-restoring-{id}-7"), "half a fi");
+    let told = alone.stderr.split("finish it with bk ").nth(1).unwrap();
+    let told = told.split(", or say").next().unwrap();
+    let mut words: Vec<_> = told.split_whitespace().collect();
+    words.push("--yes");
+    home.bk(&words).ended(0);
     assert!(!mark.exists());
     assert_eq!(
         data::difference(&before, &data::digest(&home.path("src"))),

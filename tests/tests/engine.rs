@@ -139,7 +139,7 @@ async fn one_change_in_a_tree_changes_at_most_three_blocks() {
             .path()
             .join(format!("g{}/u{}/f{n:05}", n % 7, n / 7 % 90));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, data::noise(n, len)).unwrap();
+        std::fs::write(&path, data::pages(n, len)).unwrap();
         paths.push(path);
         total += len;
         if total > wanted {
@@ -162,7 +162,7 @@ async fn one_change_in_a_tree_changes_at_most_three_blocks() {
                 .unwrap(),
             2 => {
                 let path = paths[n].with_extension(format!("new{round}"));
-                std::fs::write(&path, data::noise(round ^ 77, 100_000)).unwrap();
+                std::fs::write(&path, data::pages(round ^ 77, 100_000)).unwrap();
                 paths.push(path);
             }
             _ => std::fs::remove_file(paths.swap_remove(n)).unwrap(),
@@ -190,7 +190,7 @@ fn grow(path: &Path, salt: u64) {
         .append(true)
         .open(path)
         .unwrap()
-        .write_all(&data::noise(salt, 50_000))
+        .write_all(&data::pages(salt, 50_000))
         .unwrap();
 }
 

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Room for a manifest's block when the index is fetched: a second read, not a third.
 const MANIFEST_GUESS_BYTES: u64 = 256 << 10;
 
+/// The xz index is held in memory, so a forged length must not decide how much: this much is four million blocks.
+const INDEX_MAX_BYTES: u64 = 32 << 20;
+
 /// An archive whose end was read and agrees with itself.
 pub struct Opened {
     /// What is inside.
@@ -54,6 +57,11 @@ impl Opened {
         let behind_blocks = index_len + FOOTER_BYTES as u64;
         if behind_blocks + xz::STREAM_HEADER.len() as u64 > read.len() {
             return Err(Error::corrupt("the xz index would be larger than the file"));
+        }
+        if index_len > INDEX_MAX_BYTES {
+            return Err(Error::corrupt(format!(
+                "the xz index says that it has {index_len} bytes; an archive of 16 TiB has fewer than {INDEX_MAX_BYTES}"
+            )));
         }
         if behind_blocks > TAIL_BYTES {
             read.extend_to(behind_blocks + MANIFEST_GUESS_BYTES).await?;

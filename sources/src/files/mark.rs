@@ -12,6 +12,9 @@ use std::path::Path;
 /// Name of the mark; no walk sees it.
 pub const MARK_NAME: &str = ".bk_unfinished_restore";
 
+/// More units than this are not named one by one in a hint.
+const SELECTED_NAMED: usize = 8;
+
 /// All unfinished restores of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
@@ -50,10 +53,31 @@ impl Mark {
 
     /// The refusal that a backup gives for its units.
     pub fn refusal(&self, instance: &str) -> Error {
-        let version = self.restores.last().map_or("…", |r| r.archive.as_str());
+        let finish: Vec<_> = self
+            .restores
+            .iter()
+            .map(|restore| restore.command(instance))
+            .collect();
         Error::new(ErrorKind::Conflict, self.describe()).hint(format!(
-            "finish it with bk restore --version {version} --only {instance}, or say bk restore --forget-unfinished {instance}"
+            "finish it with {}, or say bk restore --forget-unfinished {instance}",
+            finish.join(" and ")
         ))
+    }
+}
+
+impl Unfinished {
+    /// What to type so that it finishes; a long selection is named by its groups' instance, which holds it.
+    fn command(&self, instance: &str) -> String {
+        let only: Vec<_> = if self.selected.len() > SELECTED_NAMED {
+            vec![format!("--only={instance}")]
+        } else {
+            let named = |s: &Selected| match &s.unit {
+                Some(unit) => format!("--only={instance}/{}/{unit}", s.group),
+                None => format!("--only={instance}/{}", s.group),
+            };
+            self.selected.iter().map(named).collect()
+        };
+        format!("bk restore --version {} {}", self.archive, only.join(" "))
     }
 }
 
@@ -74,13 +98,17 @@ pub fn read(folder: &Path) -> Result<Option<Mark>> {
     })
 }
 
-/// Sets the mark for a restore that begins. Restores that it covers are forgotten: it will write what they owed.
-pub fn begin(folder: &Path, mine: Unfinished) -> Result<()> {
+/// Sets the mark for a restore that begins. Restores that it covers are forgotten, and their ids given back: it will write what they owed.
+pub fn begin(folder: &Path, mine: Unfinished) -> Result<Vec<String>> {
     let mut mark = read(folder)?.unwrap_or_default();
-    mark.restores
-        .retain(|other| !other.selected.iter().all(|s| covered(s, &mine.selected)));
-    mark.restores.push(mine);
-    write(folder, &mark)
+    let (covered, mut others): (Vec<_>, Vec<_>) = mark
+        .restores
+        .into_iter()
+        .partition(|other| other.selected.iter().all(|s| covered(s, &mine.selected)));
+    others.push(mine);
+    mark.restores = others;
+    write(folder, &mark)?;
+    Ok(covered.into_iter().map(|restore| restore.id).collect())
 }
 
 fn covered(what: &Selected, by: &[Selected]) -> bool {

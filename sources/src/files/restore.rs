@@ -125,7 +125,7 @@ impl Restoring {
                 unit: s.unit.clone(),
             })
             .collect();
-        mark::begin(
+        let unfinished = mark::begin(
             &self.target,
             Unfinished {
                 id: self.how.id.clone(),
@@ -133,6 +133,7 @@ impl Restoring {
                 selected,
             },
         )?;
+        tree.remove_leftovers_of(&unfinished);
         for stage in [Stage::Schema, Stage::Data, Stage::Large] {
             self.stage(&mut tree, &mut input, stage).await?;
         }

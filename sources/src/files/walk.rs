@@ -2,7 +2,7 @@
 
 use crate::files::Filter;
 use crate::files::mark::MARK_NAME;
-use bk_core::error::{Error, Result};
+use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::{MemberPath, escape};
 use bk_core::source::{Kind, Meta};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -58,7 +58,14 @@ impl Folder {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )
-        .map_err(|e| Error::io("open the folder", path, e.into()))?;
+        .map_err(|e| match e {
+            Errno::NOENT | Errno::NOTDIR => Error::new(
+                ErrorKind::Settings,
+                format!("the folder `{}` is not there", path.display()),
+            )
+            .hint("make the folder, mount its volume, or mend the setting `path`"),
+            other => Error::io("open the folder", path, other.into()),
+        })?;
         Ok(Self {
             handle,
             path: MemberPath::new("")?,

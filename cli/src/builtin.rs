@@ -10,6 +10,8 @@ pub fn registry() -> Registry {
             bk_sources::caddy::plugin(),
             #[cfg(feature = "files")]
             bk_sources::files::plugin(),
+            #[cfg(feature = "mysql")]
+            bk_sources::mysql::plugin(),
         ],
         sinks: vec![
             #[cfg(feature = "local")]

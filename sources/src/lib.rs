@@ -4,3 +4,5 @@
 pub mod caddy;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "mysql")]
+pub mod mysql;

@@ -1,0 +1,232 @@
+//! Rows to segments: members of SQL that load alone, cut where the rows' own keys say so.
+//!
+//! A segment ends after a row with `hash(key) / 2^64 < bytes of the row / 3 MiB`, and is named by the hash of its first row's key, so one
+//! changed row moves no border but its own. Where no key orders the table, the row's own bytes stand for it.
+
+use crate::mysql::catalogue::{Shape, Table, TableKind, select};
+use crate::mysql::connection::{Connection, ident};
+use crate::mysql::ddl::{DATA_PREAMBLE, HISTORY_PREAMBLE, PREAMBLE, use_database};
+use crate::mysql::literal::Literal;
+use bk_core::context::Context;
+use bk_core::error::Result;
+use bk_core::name::{MemberPath, hash64};
+use bk_core::source::{Lane, Meta, Output, Reserved};
+use mysql_async::Value;
+use mysql_async::prelude::Queryable;
+use std::collections::HashMap;
+
+const SEGMENT_MEAN_BYTES: u64 = 3 << 20;
+const SEGMENT_MAX_BYTES: usize = 12 << 20;
+const STATEMENT_BYTES: usize = 1 << 20;
+/// Above this a body is reserved before it is held.
+const UNRESERVED_BYTES: usize = 4 << 20;
+/// Rows between two looks at whether the run must stop.
+const ROWS_BETWEEN_LOOKS: u64 = 4096;
+
+/// What was read of a table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Read {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of segments.
+    pub bytes: u64,
+    /// Cells of utf8 columns that are no UTF-8; they are carried as the bytes that they are.
+    pub invalid: u64,
+}
+
+/// Reads a table into a lane.
+pub async fn table(
+    cx: &Context,
+    connection: &mut Connection,
+    lane: &mut Lane,
+    out: &Output,
+    table: &Table,
+    shape: &Shape,
+) -> Result<Read> {
+    let sql = select(table, &shape.columns, shape.key.as_ref());
+    let mut result = connection
+        .conn
+        .query_iter(sql)
+        .await
+        .map_err(|e| crate::mysql::refused("reading", e))?;
+    let mut segments = Segments::new(table, shape);
+    let mut read = Read::default();
+    while let Some(row) = result
+        .next()
+        .await
+        .map_err(|e| crate::mysql::refused("reading", e))?
+    {
+        let cells = row.unwrap_raw();
+        segments.row(shape, &cells, &mut read);
+        read.rows += 1;
+        if read.rows % ROWS_BETWEEN_LOOKS == 0 {
+            cx.check_cancelled()?;
+        }
+        segments.make_room(out).await?;
+        if segments.is_full() {
+            segments.flush(lane, out, &mut read).await?;
+        }
+    }
+    result
+        .drop_result()
+        .await
+        .map_err(|e| crate::mysql::refused("reading", e))?;
+    segments.flush(lane, out, &mut read).await?;
+    Ok(read)
+}
+
+/// The segment that is being filled.
+struct Segments {
+    folder: String,
+    preamble: Vec<u8>,
+    insert: Vec<u8>,
+    buffer: Vec<u8>,
+    /// Where the last statement's first row begins.
+    statement_from: usize,
+    first_key: Option<u64>,
+    last_cuts: bool,
+    key: Vec<u8>,
+    names: HashMap<u64, u32>,
+    reserved: Option<(Reserved, usize)>,
+}
+
+impl Segments {
+    fn new(table: &Table, shape: &Shape) -> Self {
+        let mut preamble = [PREAMBLE, DATA_PREAMBLE].concat();
+        if table.kind == TableKind::Versioned {
+            preamble += HISTORY_PREAMBLE;
+        }
+        preamble += &use_database(&table.database);
+        let columns: Vec<_> = shape.columns.iter().map(|c| ident(&c.name)).collect();
+        let (group, unit) = table.unit();
+        Self {
+            folder: format!("{group}/{unit}"),
+            preamble: preamble.into_bytes(),
+            insert: format!(
+                "INSERT INTO {} ({}) VALUES\n",
+                ident(&table.name),
+                columns.join(",")
+            )
+            .into_bytes(),
+            buffer: Vec::new(),
+            statement_from: 0,
+            first_key: None,
+            last_cuts: false,
+            key: Vec::new(),
+            names: HashMap::new(),
+            reserved: None,
+        }
+    }
+
+    fn row(&mut self, shape: &Shape, cells: &[Option<Value>], read: &mut Read) {
+        if self.buffer.is_empty() {
+            self.buffer.extend_from_slice(&self.preamble);
+            self.begin_statement();
+        } else if self.buffer.len() - self.statement_from >= STATEMENT_BYTES {
+            self.buffer.extend_from_slice(b";\n");
+            self.begin_statement();
+        } else {
+            self.buffer.extend_from_slice(b",\n");
+        }
+        let from = self.buffer.len();
+        self.buffer.push(b'(');
+        for (n, column) in shape.columns.iter().enumerate() {
+            if n > 0 {
+                self.buffer.push(b',');
+            }
+            let cell = bytes_of(cells.get(n));
+            let literal = match cell {
+                Some(bytes) if column.utf8 && std::str::from_utf8(bytes).is_err() => {
+                    read.invalid += 1;
+                    Literal::Binary
+                }
+                _ => column.literal,
+            };
+            literal.write(&mut self.buffer, cell);
+        }
+        self.buffer.push(b')');
+        if self.buffer.len() - from > STATEMENT_BYTES && from > self.statement_from {
+            self.own_statement(from);
+        }
+        let len = (self.buffer.len() - from) as u64;
+        let hash = match &shape.key {
+            Some((_, parts)) => self.hash_of_key(parts, cells),
+            None => hash64(&self.buffer[from..]),
+        };
+        self.first_key.get_or_insert(hash);
+        self.last_cuts = u128::from(hash) * u128::from(SEGMENT_MEAN_BYTES) < u128::from(len) << 64;
+    }
+
+    fn begin_statement(&mut self) {
+        self.buffer.extend_from_slice(&self.insert);
+        self.statement_from = self.buffer.len();
+    }
+
+    /// A row that is larger than a statement should be gets one of its own.
+    fn own_statement(&mut self, from: usize) {
+        let row = self.buffer.split_off(from);
+        self.buffer.truncate(from - 2);
+        self.buffer.extend_from_slice(b";\n");
+        self.begin_statement();
+        self.buffer.extend_from_slice(&row);
+    }
+
+    fn hash_of_key(&mut self, parts: &[usize], cells: &[Option<Value>]) -> u64 {
+        self.key.clear();
+        for part in parts {
+            let bytes = bytes_of(cells.get(*part)).unwrap_or_default();
+            self.key
+                .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            self.key.extend_from_slice(bytes);
+        }
+        hash64(&self.key)
+    }
+
+    fn is_full(&self) -> bool {
+        self.last_cuts || self.buffer.len() >= SEGMENT_MAX_BYTES
+    }
+
+    /// What is held beyond what every worker may hold is reserved.
+    async fn make_room(&mut self, out: &Output) -> Result<()> {
+        let held = self.buffer.len();
+        let have = self.reserved.as_ref().map_or(UNRESERVED_BYTES, |r| r.1);
+        if held > have {
+            // A task holds one reservation at a time.
+            self.reserved = None;
+            let want = held.max(SEGMENT_MAX_BYTES);
+            self.reserved = Some((out.reserve(want as u64).await?, want));
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, lane: &mut Lane, out: &Output, read: &mut Read) -> Result<()> {
+        let Some(first) = self.first_key.take() else {
+            return Ok(());
+        };
+        self.buffer.extend_from_slice(b";\n");
+        self.make_room(out).await?;
+        let mut body = std::mem::take(&mut self.buffer);
+        body.shrink_to_fit();
+        read.bytes += body.len() as u64;
+        // Rows that are equal in all their columns can begin two segments.
+        let seen = self.names.entry(first).or_default();
+        *seen += 1;
+        let name = match *seen {
+            1 => format!("{}/{first:016x}.sql", self.folder),
+            n => format!("{}/{first:016x}-{n}.sql", self.folder),
+        };
+        self.last_cuts = false;
+        let written = lane
+            .member(MemberPath::new(name)?, Meta::default(), body.into())
+            .await;
+        self.reserved = None;
+        written
+    }
+}
+
+fn bytes_of(cell: Option<&Option<Value>>) -> Option<&[u8]> {
+    match cell {
+        Some(Some(Value::Bytes(bytes))) => Some(bytes),
+        _ => None,
+    }
+}

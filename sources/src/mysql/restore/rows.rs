@@ -1,0 +1,215 @@
+//! Rows, over many connections at once. A segment is one transaction: it is there whole or not at all, and can be tried again.
+
+use super::{Count, Made, Restoring, body_of};
+use crate::mysql::connection::{self, Connection, ident};
+use crate::mysql::lexer::{Splitter, Statement};
+use bk_core::context::Context;
+use bk_core::error::{Error, ErrorKind, Result};
+use bk_core::source::{Input, Member, Members, Stage};
+use std::collections::{BTreeMap, HashMap};
+
+/// A segment that meets another's lock is tried so often.
+const TRIES: usize = 10;
+const DEADLOCK: u16 = 1213;
+const LOCK_WAIT: u16 = 1205;
+const DATA_TRUNCATED: u16 = 1265;
+const EMPTY_QUERY: u16 = 1065;
+
+/// Members and rows that came back, by unit.
+type Counts = BTreeMap<(String, String), Count>;
+
+impl Restoring<'_> {
+    pub(super) async fn rows(&mut self, input: &mut Input) -> Result<()> {
+        let members = input.stage(Stage::Data).await?;
+        let mut connections = Vec::new();
+        for _ in 0..self.source.settings.parallel.max(1) {
+            connections.push(self.source.access.connect(self.cx).await?);
+        }
+        let cx = self.cx.child();
+        let databases: HashMap<String, String> = self
+            .tables
+            .keys()
+            .map(|unit| (unit.0.clone(), self.database(&unit.0)))
+            .collect();
+        let tables = &self.tables;
+        let workers = connections.iter_mut().map(|connection| {
+            let worker = Worker {
+                cx: cx.clone(),
+                tables,
+                databases: &databases,
+            };
+            let members = members.clone();
+            async move { worker.run(connection, members).await }
+        });
+        let done = futures::future::try_join_all(workers).await;
+        futures::future::join_all(connections.into_iter().map(Connection::end)).await;
+        for counts in done? {
+            for (unit, more) in counts {
+                let count = self
+                    .counts
+                    .entry((unit.0, unit.1, Stage::Data))
+                    .or_default();
+                count.members += more.members;
+                count.rows += more.rows;
+                count.bytes += more.bytes;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Worker<'a> {
+    cx: Context,
+    tables: &'a HashMap<(String, String), Made>,
+    databases: &'a HashMap<String, String>,
+}
+
+impl Worker<'_> {
+    async fn run(&self, connection: &mut Connection, members: Members) -> Result<Counts> {
+        let mut counts = Counts::new();
+        while let Some(member) = members.next().await? {
+            self.cx.check_cancelled()?;
+            let unit = member.unit.clone();
+            let shown = member.path.to_string();
+            let bytes = member.len.unwrap_or_default();
+            let rows = self
+                .segment(connection, member)
+                .await
+                .map_err(|error| error.within(format!("`{shown}`")))?;
+            counts.entry(unit).or_default().add(rows, bytes);
+        }
+        Ok(counts)
+    }
+
+    async fn segment(&self, connection: &mut Connection, member: Member) -> Result<u64> {
+        let unit = member.unit.clone();
+        let made = self.tables.get(&unit).ok_or_else(|| {
+            Error::corrupt(format!(
+                "rows of `{}/{}` come without their table",
+                unit.0, unit.1
+            ))
+        })?;
+        let body = body_of(member).await?;
+        let statements = Splitter::all(&body)?;
+        drop(body);
+        for attempt in 1.. {
+            match self.transaction(connection, &unit, made, &statements).await {
+                Err(Tried::Server(error))
+                    if attempt < TRIES
+                        && matches!(connection::code(&error), Some(DEADLOCK | LOCK_WAIT)) =>
+                {
+                    tracing::debug!(unit = unit.1, attempt, "a lock was in the way: {error}");
+                    connection.run("ROLLBACK").await?;
+                }
+                Err(Tried::Server(error)) => return Err(connection::error(error)),
+                Err(Tried::Ours(error)) => return Err(error),
+                Ok(rows) => return Ok(rows),
+            }
+            self.cx.check_cancelled()?;
+        }
+        Err(bk_core::error::bug("a segment was never tried"))
+    }
+
+    async fn transaction(
+        &self,
+        connection: &mut Connection,
+        unit: &(String, String),
+        made: &Made,
+        statements: &[Statement],
+    ) -> std::result::Result<u64, Tried> {
+        let mut rows = 0;
+        let mut begun = false;
+        for statement in statements {
+            let sql = &statement.sql[..];
+            if sql.starts_with(b"USE ") {
+                let database = self.databases.get(&unit.0).map_or("", String::as_str);
+                connection
+                    .run_counted(format!("USE {}", ident(database)).as_bytes())
+                    .await?;
+            } else if sql.starts_with(b"INSERT INTO ") {
+                if !begun {
+                    connection.run_counted(b"START TRANSACTION").await?;
+                    begun = true;
+                }
+                rows += self.insert(connection, made, sql).await?;
+            } else {
+                match connection.run_counted(sql).await {
+                    Err(error) if connection::code(&error) == Some(EMPTY_QUERY) => {}
+                    other => {
+                        other?;
+                    }
+                }
+            }
+        }
+        if begun {
+            connection.run_counted(b"COMMIT").await?;
+        }
+        Ok(rows)
+    }
+
+    /// One INSERT. What the server cut or changed on its way in comes back as a warning, and is a failure.
+    async fn insert(
+        &self,
+        connection: &mut Connection,
+        made: &Made,
+        sql: &[u8],
+    ) -> std::result::Result<u64, Tried> {
+        let (rows, warnings) = if made.merged {
+            let replace = [b"REPLACE", &sql[b"INSERT".len()..]].concat();
+            let (affected, warnings) = connection.run_counted(&replace).await?;
+            (
+                records(&connection.conn.info()).unwrap_or(affected.min(1)),
+                warnings,
+            )
+        } else {
+            connection.run_counted(sql).await?
+        };
+        if warnings > 0 {
+            self.only_harmless(connection, made).await?;
+        }
+        Ok(rows)
+    }
+
+    async fn only_harmless(&self, connection: &mut Connection, made: &Made) -> Result<()> {
+        for row in connection.rows("SHOW WARNINGS").await? {
+            let (code, message) = (row.word(1), row.word(2));
+            // ENUM's error value can be stored, but warns each time.
+            let known = code == DATA_TRUNCATED.to_string()
+                && made
+                    .enums
+                    .iter()
+                    .any(|column| message.contains(&format!("'{column}'")));
+            if !known {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("the server changed a value on its way in: warning {code}: {message}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a transaction did not come to its end.
+enum Tried {
+    Server(mysql_async::Error),
+    Ours(Error),
+}
+
+impl From<mysql_async::Error> for Tried {
+    fn from(error: mysql_async::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<Error> for Tried {
+    fn from(error: Error) -> Self {
+        Self::Ours(error)
+    }
+}
+
+/// `Records: 3  Duplicates: 1  Warnings: 0`.
+fn records(info: &str) -> Option<u64> {
+    let rest = info.split("Records: ").nth(1)?;
+    rest.split_whitespace().next()?.parse().ok()
+}

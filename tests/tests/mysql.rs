@@ -1,7 +1,17 @@
 //! MySQL and MariaDB, real ones: what is in a server comes back equal, or is named.
 
+use bk_core::archive::read_at::FileReadAt;
+use bk_core::archive::tail::Opened;
 use bk_tests::binary::Home;
 use bk_tests::database::{Kind, Server, fixture};
+use bk_tests::engine::raw_sums;
+use bk_tests::{long, seed};
+use mysql_async::prelude::Queryable;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn settings(sources: &str, out: &str) -> String {
     format!(
@@ -77,4 +87,591 @@ async fn hard_cases_of_mariadb_come_back_equal_by_restore_and_by_the_plain_clien
 #[tokio::test(flavor = "multi_thread")]
 async fn hard_cases_of_mysql_come_back_equal_by_restore_and_by_the_plain_client() {
     hard_cases_come_back(Kind::MySql).await;
+}
+
+const TABLES: u32 = 20;
+const ROWS: u32 = 200;
+
+/// Tables whose sum never changes, and writers that move amounts between them.
+struct Ledger {
+    stop: Arc<AtomicBool>,
+    moved: Arc<AtomicU64>,
+    writers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Ledger {
+    async fn make(server: &Server) {
+        let mut conn = server.connect().await;
+        conn.query_drop("CREATE DATABASE ledger").await.unwrap();
+        for t in 0..TABLES {
+            conn.query_drop(format!(
+                "CREATE TABLE ledger.t{t} (id INT PRIMARY KEY, amount BIGINT NOT NULL, pad VARCHAR(200) NOT NULL) ENGINE=InnoDB"
+            ))
+            .await
+            .unwrap();
+            let rows: Vec<_> = (0..ROWS)
+                .map(|r| format!("({r},1000,REPEAT('p',200))"))
+                .collect();
+            conn.query_drop(format!("INSERT INTO ledger.t{t} VALUES {}", rows.join(",")))
+                .await
+                .unwrap();
+        }
+        conn.disconnect().await.unwrap();
+    }
+
+    async fn write(server: &Server, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let moved = Arc::new(AtomicU64::new(0));
+        let mut writers = Vec::new();
+        for w in 0..4 {
+            let (mut conn, stop, moved) = (server.connect().await, stop.clone(), moved.clone());
+            writers.push(tokio::spawn(async move {
+                let mut random = SmallRng::seed_from_u64(seed ^ w);
+                while !stop.load(Ordering::Relaxed) {
+                    let (a, b) = (
+                        random.random_range(0..TABLES),
+                        random.random_range(0..TABLES),
+                    );
+                    let (r, amount) = (random.random_range(0..ROWS), random.random_range(1..50));
+                    let moves = [
+                        "START TRANSACTION".to_owned(),
+                        format!("UPDATE ledger.t{a} SET amount = amount - {amount} WHERE id = {r}"),
+                        format!("UPDATE ledger.t{b} SET amount = amount + {amount} WHERE id = {r}"),
+                        "COMMIT".to_owned(),
+                    ];
+                    let mut done = Ok(());
+                    for sql in &moves {
+                        done = conn.query_drop(sql).await;
+                        if done.is_err() {
+                            break;
+                        }
+                    }
+                    match done {
+                        Ok(()) => {
+                            moved.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // A deadlock takes both halves back.
+                        Err(_) => conn.query_drop("ROLLBACK").await.unwrap(),
+                    }
+                }
+                conn.disconnect().await.unwrap();
+            }));
+        }
+        Self {
+            stop,
+            moved,
+            writers,
+        }
+    }
+
+    async fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.unwrap();
+        }
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    async fn sum(server: &Server, database: &str) -> i64 {
+        let mut conn = server.connect().await;
+        let mut sum = 0;
+        for t in 0..TABLES {
+            let one: Option<i64> = conn
+                .query_first(format!(
+                    "SELECT CAST(SUM(amount) AS SIGNED) FROM {database}.t{t}"
+                ))
+                .await
+                .unwrap();
+            sum += one.unwrap_or_default();
+        }
+        conn.disconnect().await.unwrap();
+        sum
+    }
+}
+
+async fn the_ledger_is_whole(kind: Kind) {
+    let seed = seed(5);
+    let Some(server) = Server::start(kind, &[]) else {
+        return;
+    };
+    Ledger::make(&server).await;
+    let ledger = Ledger::write(&server, seed).await;
+    // DDL on other tables goes on meanwhile.
+    let storm_stop = Arc::new(AtomicBool::new(false));
+    let storm = {
+        let (mut conn, stop) = (server.connect().await, storm_stop.clone());
+        conn.query_drop("CREATE DATABASE storm").await.unwrap();
+        tokio::spawn(async move {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let mut done = true;
+                for sql in [
+                    "CREATE TABLE IF NOT EXISTS storm.x (id INT PRIMARY KEY, a INT)",
+                    "INSERT INTO storm.x VALUES (1, 1)",
+                    "ALTER TABLE storm.x ADD COLUMN b INT DEFAULT 3",
+                    "TRUNCATE TABLE storm.x",
+                    "DROP TABLE storm.x",
+                ] {
+                    // The lock of a backup may come between.
+                    done &= conn.query_drop(sql).await.is_ok();
+                }
+                rounds += u64::from(done);
+            }
+            conn.disconnect().await.unwrap();
+            rounds
+        })
+    };
+    let home = Home::new(&settings(
+        &format!("{}databases = [\"ledger\"]\n", server.source("mysql")),
+        "out",
+    ));
+    let runs = long(4, 50);
+    for _ in 0..runs {
+        home.bk(&["backup"]).ended(0);
+        home.bk(&["restore", "--yes", "--into", "mysql/ledger=ledger_copy"])
+            .ended(0);
+        assert_eq!(
+            Ledger::sum(&server, "ledger_copy").await,
+            i64::from(TABLES * ROWS) * 1000,
+            "an archive does not show one instant"
+        );
+    }
+    storm_stop.store(true, Ordering::Relaxed);
+    let rounds: u64 = storm.await.unwrap();
+    let moved = ledger.end().await;
+    println!(
+        "{kind:?}: {runs} of {runs} backups whole and right; {moved} transactions, {rounds} rounds of DDL beside them"
+    );
+    assert!(moved > 0 && rounds > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_on_mariadb_is_whole_while_it_is_written() {
+    the_ledger_is_whole(Kind::MariaDb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_on_mysql_is_whole_while_it_is_written() {
+    the_ledger_is_whole(Kind::MySql).await;
+}
+
+async fn blocks_of(home: &Home, config: &str, out: &str) -> BTreeSet<String> {
+    let _ = std::fs::remove_dir_all(home.path(out));
+    home.bk(&["backup", "--config", config]).ended(0);
+    let name = home
+        .names_in(out)
+        .into_iter()
+        .filter(|n| n.ends_with(".tar.xz"))
+        .next_back()
+        .unwrap();
+    let file = FileReadAt::open(&home.path(out).join(name)).unwrap();
+    raw_sums(&Opened::open(Arc::new(file)).await.unwrap()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_row_changes_at_most_three_blocks_and_workers_change_none() {
+    let Some(server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    let rows = long(120_000, 1_500_000);
+    server
+        .run_all(&[
+            "CREATE DATABASE big",
+            "CREATE TABLE big.t (id BIGINT PRIMARY KEY, a VARCHAR(400), n INT, KEY (n))",
+            &format!("INSERT INTO big.t SELECT seq * 10, CONCAT(SHA2(seq, 512), SHA2(seq + 1, 512), REPEAT('x', 60)), seq % 1000 FROM big.seq_1_to_{rows}"),
+            "CREATE TABLE big.small (id INT PRIMARY KEY, x INT)",
+            "INSERT INTO big.small SELECT seq, seq FROM big.seq_1_to_100",
+            "CREATE TABLE big.names (name VARCHAR(60) PRIMARY KEY, x TEXT)",
+            "INSERT INTO big.names SELECT SHA1(seq), REPEAT(MD5(seq), 20) FROM big.seq_1_to_20000",
+        ])
+        .await;
+    let home = Home::new("");
+    for parallel in [1, 8] {
+        let text = settings(
+            &format!("{}parallel = {parallel}\n", server.source("mysql")),
+            &format!("out{parallel}"),
+        );
+        home.write(&format!("p{parallel}.toml"), text);
+    }
+    let mut before = blocks_of(&home, "p1.toml", "out1").await;
+    assert_eq!(
+        before,
+        blocks_of(&home, "p8.toml", "out8").await,
+        "workers change blocks"
+    );
+    println!("{} blocks", before.len());
+    let mut random = SmallRng::seed_from_u64(seed(9));
+    for round in 0..long(9, 60) {
+        let row = random.random_range(1..rows as u64) * 10;
+        let sql = match round % 3 {
+            0 => format!("UPDATE big.t SET a = REVERSE(a) WHERE id = {row}"),
+            1 => format!(
+                "INSERT INTO big.t VALUES ({}, REPEAT('new', 100), 1)",
+                row + 1 + round as u64 % 9
+            ),
+            _ => format!("DELETE FROM big.t WHERE id = {row}"),
+        };
+        server.run_all(&[&sql]).await;
+        let after = blocks_of(&home, "p8.toml", "out8").await;
+        let changed = after.difference(&before).count();
+        println!("{sql}: {changed} blocks");
+        assert!(
+            changed <= 3,
+            "{sql} changed {changed} of {} blocks",
+            after.len()
+        );
+        before = after;
+    }
+}
+
+/// A run that must not end as if all were well: its code, its words, no whole archive.
+fn fails(home: &Home, config: &str, codes: &[i32], words: &[&str]) {
+    let ran = home.bk(&["backup", "--config", config]);
+    assert!(
+        codes.contains(&ran.code),
+        "ended with {}: {}",
+        ran.code,
+        ran.stderr
+    );
+    for word in words {
+        assert!(
+            ran.stderr.contains(word),
+            "`{word}` is not said: {}",
+            ran.stderr
+        );
+    }
+    let whole = home
+        .names_in("out")
+        .into_iter()
+        .filter(|n| n.ends_with(".tar.xz"))
+        .count();
+    assert_eq!(whole, 0, "a whole archive: {}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_ends_well_that_did_not_go_well() {
+    let Some(mut server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.orders (id INT PRIMARY KEY, a TEXT)",
+            "INSERT INTO shop.orders SELECT seq, REPEAT(SHA2(seq, 512), 30) FROM shop.seq_1_to_20000",
+            "CREATE TABLE shop.secret (id INT PRIMARY KEY)",
+            "CREATE TABLE shop.fine (id INT PRIMARY KEY)",
+            "CREATE USER 'half'@'%' IDENTIFIED BY 'pw'",
+            "GRANT SELECT ON shop.orders TO 'half'@'%'",
+            "GRANT SELECT, SHOW VIEW ON shop.fine TO 'half'@'%'",
+            "GRANT INSERT ON shop.secret TO 'half'@'%'",
+        ])
+        .await;
+    let home = Home::new("");
+    let by_tcp = |user: &str, password: &str, more: &str| {
+        settings(
+            &format!(
+                "[source.mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"{user}\"\npassword = \"{password}\"\n{more}",
+                server.port()
+            ),
+            "out",
+        )
+    };
+    home.write("wrong.toml", by_tcp("half", "not it", ""));
+    fails(&home, "wrong.toml", &[4], &["1045"]);
+    home.write(
+        "closed.toml",
+        by_tcp("half", "pw", "").replace(&server.port().to_string(), "1"),
+    );
+    fails(&home, "closed.toml", &[1], &["127.0.0.1:1"]);
+    home.write(
+        "half.toml",
+        by_tcp("half", "pw", "databases = [\"shop\"]\n"),
+    );
+    fails(&home, "half.toml", &[3], &["shop/secret"]);
+    let root = server.source("mysql");
+    home.write(
+        "none.toml",
+        settings(
+            &format!("{root}databases = [\"shop\", \"nowhere\"]\n"),
+            "out",
+        ),
+    );
+    fails(&home, "none.toml", &[1, 4, 5], &["nowhere"]);
+
+    // While a table is read: its connection killed, it altered, it dropped, the server gone. The sink is slow, so that there is a while.
+    home.write(
+        "root.toml",
+        settings(
+            &format!("{root}databases = [\"shop\"]\nparallel = 1\n"),
+            "out",
+        ),
+    );
+    let last = [
+        "DROP TABLE IF EXISTS shop.zlast",
+        "CREATE TABLE shop.zlast (id INT, y INT) PARTITION BY RANGE (y) (PARTITION p0 VALUES LESS THAN (5), PARTITION p1 VALUES LESS THAN (20))",
+        "INSERT INTO shop.zlast VALUES (1, 1), (2, 10)",
+        "CREATE TABLE IF NOT EXISTS shop.zzz (id INT, y INT)",
+    ];
+    for (sql, words) in [
+        ("KILL", "shop/orders"),
+        (
+            "ALTER TABLE shop.zlast ADD COLUMN b INT DEFAULT 1, ALGORITHM=INSTANT",
+            "shop/zlast",
+        ),
+        ("ALTER TABLE shop.zlast DROP PARTITION p0", "shop/zlast"),
+        (
+            "ALTER TABLE shop.zlast EXCHANGE PARTITION p0 WITH TABLE shop.zzz",
+            "shop/zlast",
+        ),
+        ("TRUNCATE TABLE shop.zlast", "shop/zlast"),
+        ("DROP TABLE shop.zlast", "shop/zlast"),
+        (
+            "RENAME TABLE shop.zlast TO shop.away, shop.zzz TO shop.zlast",
+            "shop/zlast",
+        ),
+    ] {
+        server.run_all(&last).await;
+        let ran = while_reading(&home, &server, sql).await;
+        assert!(
+            [1, 3].contains(&ran.code),
+            "after {sql}: {}: {}",
+            ran.code,
+            ran.stderr
+        );
+        assert!(ran.stderr.contains(words), "after {sql}: {}", ran.stderr);
+    }
+    server.run_all(&["DROP TABLE shop.zlast"]).await;
+    let child = home
+        .command(&["backup", "--config", "root.toml"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for_reading(&server).await;
+    server.kill();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!([1, 3].contains(&output.status.code().unwrap()), "{told}");
+    let whole = home
+        .names_in("out")
+        .into_iter()
+        .filter(|n| n.ends_with(".tar.xz"))
+        .count();
+    assert_eq!(whole, 0, "{told}");
+}
+
+/// Until a statement that reads rows of `orders` runs, and which connection runs it.
+async fn wait_for_reading(server: &Server) -> u64 {
+    let mut conn = server.connect().await;
+    loop {
+        let found: Option<u64> = conn
+            .query_first("SELECT CAST(ID AS UNSIGNED) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'SELECT%FROM `shop`.`orders`%' AND ID <> CONNECTION_ID() AND INFO NOT LIKE '%PROCESSLIST%'")
+            .await
+            .unwrap();
+        if let Some(id) = found {
+            return id;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn while_reading(home: &Home, server: &Server, sql: &str) -> bk_tests::binary::Ran {
+    let child = home
+        .command(&["backup", "--config", "root.toml"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = wait_for_reading(server).await;
+    if sql == "KILL" {
+        server.run_all(&[&format!("KILL {id}")]).await;
+    } else {
+        let mut conn = server.connect().await;
+        // It waits for the snapshot's end, or it is done in place; both are found.
+        conn.query_drop("SET lock_wait_timeout = 60").await.unwrap();
+        conn.query_drop(sql).await.unwrap();
+    }
+    child.wait_with_output().unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_restore_is_not_backed_up_and_the_same_restore_finishes_it() {
+    let Some(from) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    from.run_all(&[
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.orders (id INT PRIMARY KEY, a TEXT, KEY (a(10)))",
+        "INSERT INTO shop.orders SELECT seq, REPEAT(SHA2(seq, 512), 30) FROM shop.seq_1_to_20000",
+        "CREATE TABLE shop.other (id INT PRIMARY KEY)",
+        "CREATE DATABASE untouched",
+        "CREATE TABLE untouched.t (id INT PRIMARY KEY)",
+    ])
+    .await;
+    let home = Home::new(&settings(&from.source("mysql"), "out"));
+    home.bk(&["backup"]).ended(0);
+    let before = from.contents().await;
+    let mut child = home
+        .command(&["restore", "--yes", "--only", "mysql/shop"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut conn = from.connect().await;
+    loop {
+        let rows: Result<Option<u64>, _> =
+            conn.query_first("SELECT COUNT(*) FROM shop.orders").await;
+        if rows.is_ok_and(|rows| rows.is_some_and(|n| n > 0 && n < 20_000)) {
+            break;
+        }
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the restore was over before it could be killed"
+        );
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let half = home.bk(&["backup"]).ended(3);
+    assert!(
+        half.stderr.contains("did not finish") && half.stderr.contains("shop/orders"),
+        "{}",
+        half.stderr
+    );
+    assert!(!half.stderr.contains("untouched/t:"), "{}", half.stderr);
+    let told = half.stderr.split("finish it with bk ").nth(1).unwrap();
+    let told = told.split(", or say").next().unwrap();
+    let mut words: Vec<_> = told.split_whitespace().collect();
+    words.push("--yes");
+    home.bk(&words).ended(0);
+    assert_eq!(before.difference(&from.contents().await), None);
+    home.bk(&["backup"]).ended(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replace_and_merge_touch_what_is_selected_and_nothing_else() {
+    for kind in [Kind::MariaDb, Kind::MySql] {
+        let Some(server) = Server::start(kind, &[]) else {
+            continue;
+        };
+        server
+            .run_all(&[
+                "CREATE DATABASE shop",
+                "CREATE DATABASE other",
+                "CREATE TABLE shop.orders (id INT PRIMARY KEY, a VARCHAR(20))",
+                "INSERT INTO shop.orders VALUES (1, 'one'), (2, 'two')",
+                "CREATE TABLE shop.items (id INT PRIMARY KEY, o INT, CONSTRAINT to_orders FOREIGN KEY (o) REFERENCES shop.orders (id))",
+                "INSERT INTO shop.items VALUES (1, 1), (2, 2)",
+                "CREATE TABLE other.far (id INT PRIMARY KEY, o INT, CONSTRAINT far_orders FOREIGN KEY (o) REFERENCES shop.orders (id))",
+                "INSERT INTO other.far VALUES (1, 2)",
+                "CREATE VIEW shop.v AS SELECT id FROM shop.orders",
+                "CREATE FUNCTION shop.f() RETURNS INT DETERMINISTIC NO SQL RETURN 1",
+            ])
+            .await;
+        let home = Home::new(&settings(&server.source("mysql"), "out"));
+        home.bk(&["backup"]).ended(0);
+        let before = server.contents().await;
+        let newer = [
+            "UPDATE shop.orders SET a = 'changed' WHERE id = 1",
+            "INSERT INTO shop.orders VALUES (3, 'newer')",
+            "CREATE TABLE shop.newer (id INT PRIMARY KEY)",
+            "CREATE OR REPLACE VIEW shop.v AS SELECT id + 1 AS id FROM shop.orders",
+            "DROP FUNCTION shop.f",
+            "CREATE FUNCTION shop.f() RETURNS INT DETERMINISTIC NO SQL RETURN 2",
+            "UPDATE shop.items SET o = 2 WHERE id = 1",
+        ];
+        server.run_all(&newer).await;
+        let changed = server.contents().await;
+
+        // Merge: the archive wins, the rest stays.
+        home.bk(&[
+            "restore",
+            "--yes",
+            "--only",
+            "mysql/shop/orders",
+            "--existing",
+            "merge",
+        ])
+        .ended(0);
+        let merged = server.contents().await;
+        let orders = &merged.0["shop/orders: rows"];
+        assert!(
+            orders.len() == 3 && orders[0].ends_with("one") && orders[2].ends_with("newer"),
+            "{orders:?}"
+        );
+        assert_eq!(
+            merged
+                .clone()
+                .without("shop/orders")
+                .difference(&changed.clone().without("shop/orders")),
+            None
+        );
+
+        // Replace of one table that others point to: equal to the archive, its neighbours as they were.
+        home.bk(&[
+            "restore",
+            "--yes",
+            "--only",
+            "mysql/shop/orders",
+            "--existing",
+            "replace",
+        ])
+        .ended(0);
+        let replaced = server.contents().await;
+        assert_eq!(
+            replaced.0["shop/orders: rows"],
+            before.0["shop/orders: rows"]
+        );
+        assert_eq!(
+            replaced
+                .clone()
+                .without("shop/orders")
+                .difference(&changed.clone().without("shop/orders")),
+            None
+        );
+
+        // A view, a routine alone.
+        home.bk(&[
+            "restore",
+            "--yes",
+            "--only",
+            "mysql/shop/v",
+            "--only",
+            "mysql/shop/function:f",
+        ])
+        .ended(0);
+        let both = server.contents().await;
+        for name in ["shop/v: view", "shop: FUNCTION f 0"] {
+            assert_eq!(both.0[name], before.0[name]);
+        }
+        assert!(both.0.contains_key("shop/newer: table"));
+
+        // A database: what is newer than the archive goes. The second run is equal.
+        for _ in 0..2 {
+            home.bk(&["restore", "--yes", "--only", "mysql/shop"])
+                .ended(0);
+            assert_eq!(
+                before.difference(&server.contents().await),
+                None,
+                "{kind:?}"
+            );
+        }
+        // Refuse: nothing is written.
+        server.run_all(&["DELETE FROM shop.items"]).await;
+        let emptied = server.contents().await;
+        home.bk(&[
+            "restore",
+            "--yes",
+            "--existing",
+            "refuse",
+            "--only",
+            "mysql/shop/items",
+        ])
+        .ended(6);
+        assert_eq!(emptied.difference(&server.contents().await), None);
+        // The whole server, with everything in it.
+        home.bk(&["restore", "--yes"]).ended(0);
+        assert_eq!(
+            before.difference(&server.contents().await),
+            None,
+            "{kind:?}"
+        );
+    }
 }

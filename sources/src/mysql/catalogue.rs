@@ -6,6 +6,7 @@ use crate::mysql::literal::Literal;
 use bk_core::error::{Result, not_found};
 use globset::{Glob, GlobMatcher};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::fmt::Write;
 
 /// What the settings select.
@@ -99,6 +100,8 @@ pub struct Table {
     pub engine: String,
     /// When it was made or altered last, as the server remembers; compared after its data was read.
     pub stamp: String,
+    /// MariaDB: numbers of its partitions' files; an exchanged partition has another one, and nothing else shows it.
+    pub partitions: String,
 }
 
 /// What a table is.
@@ -118,6 +121,22 @@ impl Table {
     /// Quoted, with its database.
     pub fn full(&self) -> String {
         format!("{}.{}", ident(&self.database), ident(&self.name))
+    }
+
+    /// As InnoDB names its files: what is no letter, digit or `_` is `@` and its number.
+    pub fn file_name(&self) -> String {
+        let encode = |name: &str| {
+            let mut out = String::new();
+            for c in name.chars() {
+                if c.is_ascii_alphanumeric() || c == '_' {
+                    out.push(c);
+                } else {
+                    let _ = write!(out, "@{:04x}", u32::from(c));
+                }
+            }
+            out
+        };
+        format!("{}/{}", encode(&self.database), encode(&self.name))
     }
 
     /// Its unit.
@@ -191,12 +210,40 @@ pub async fn tables(
                 kind,
                 engine: row.word(3),
                 stamp: row.word(4),
+                partitions: String::new(),
             })
         })
         .filter(|table| filter.takes(&table.database, &table.name))
         .collect();
     tables.sort_by(|a, b| (&a.database, &a.name).cmp(&(&b.database, &b.name)));
     Ok(tables)
+}
+
+/// Numbers of the files behind partitions, by table; nothing where the account may not see them, or the server has no such list.
+pub async fn partitions(
+    connection: &mut Connection,
+    only: Option<&Table>,
+) -> HashMap<String, String> {
+    let prefix = only.map_or_else(|| "%".into(), Table::file_name);
+    let rows = connection
+        .rows(format!(
+            "SELECT NAME, TABLE_ID FROM information_schema.INNODB_SYS_TABLES WHERE NAME LIKE {} ORDER BY NAME",
+            quoted(&format!("{}#P#%", prefix.replace('_', "\\_")))
+        ))
+        .await
+        .unwrap_or_default();
+    let mut found: HashMap<String, String> = HashMap::new();
+    for row in rows {
+        let name = row.word(0);
+        if let Some((table, partition)) = name.split_once("#P#") {
+            let _ = write!(
+                found.entry(table.to_owned()).or_default(),
+                "{partition}={} ",
+                row.word(1)
+            );
+        }
+    }
+    found
 }
 
 /// Names in quotes, parted by commas.

@@ -223,7 +223,16 @@ impl Taking<'_> {
         let at = self.cx.clock.now();
         let position = self.position(control).await;
         let databases = catalogue::databases(control, self.filter).await?;
-        let tables = catalogue::tables(control, &databases, self.filter).await?;
+        let mut tables = catalogue::tables(control, &databases, self.filter).await?;
+        if self.server.is_maria() {
+            let partitions = catalogue::partitions(control, None).await;
+            for table in &mut tables {
+                table.partitions = partitions
+                    .get(&table.file_name())
+                    .cloned()
+                    .unwrap_or_default();
+            }
+        }
         let sequences = self.sequences(control, &tables).await?;
         let held = self.hold_plain_tables(&mut plain, &tables).await;
         let plain_tables = if held {

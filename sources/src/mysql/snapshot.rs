@@ -734,6 +734,12 @@ impl Worker<'_> {
         if stamp.unwrap_or_default() != table.stamp {
             return Err(altered());
         }
+        if !table.partitions.is_empty() {
+            let now = catalogue::partitions(reader, Some(table)).await;
+            if now.get(&table.file_name()) != Some(&table.partitions) {
+                return Err(altered());
+            }
+        }
         Ok(())
     }
 

@@ -261,8 +261,7 @@ async fn blocks_of(home: &Home, config: &str, out: &str) -> BTreeSet<String> {
     let name = home
         .names_in(out)
         .into_iter()
-        .filter(|n| n.ends_with(".tar.xz"))
-        .next_back()
+        .rfind(|n| n.ends_with(".tar.xz"))
         .unwrap();
     let file = FileReadAt::open(&home.path(out).join(name)).unwrap();
     raw_sums(&Opened::open(Arc::new(file)).await.unwrap()).await

@@ -4,6 +4,7 @@
 //! tables are added after their rows. What the server acknowledges is counted, and each table's definition is compared in the end.
 
 mod finish;
+mod local;
 mod rows;
 mod schema;
 
@@ -102,6 +103,8 @@ struct Made {
     deferred: Vec<Vec<u8>>,
     /// Columns of type ENUM: their error value warns.
     enums: Vec<String>,
+    /// How its columns are loaded, where they can be.
+    load: Option<HashMap<String, local::Via>>,
     /// It was there and stays: rows replace rows.
     merged: bool,
 }

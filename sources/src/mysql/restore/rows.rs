@@ -1,13 +1,17 @@
 //! Rows, over many connections at once. A segment is one transaction: it is there whole or not at all, and can be tried again.
 
-use super::{Count, Made, Restoring, body_of};
+use super::{Count, Made, Restoring, body_of, local};
 use crate::mysql::connection::{self, Connection, ident};
 use crate::mysql::lexer::{Splitter, Statement};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Input, Member, Members, Stage};
 use std::collections::{BTreeMap, HashMap};
+use tokio::sync::Semaphore;
 
+/// Segments over this hold one giant row. They go one at a time: each is in memory several times over, and several such rows at once can
+/// bring a server whose log is small to a standstill. They go by INSERT.
+const GIANT_BYTES: u64 = 13 << 20;
 /// A segment that meets another's lock is tried so often.
 const TRIES: usize = 10;
 const DEADLOCK: u16 = 1213;
@@ -31,15 +35,29 @@ impl Restoring<'_> {
             .keys()
             .map(|unit| (unit.0.clone(), self.database(&unit.0)))
             .collect();
+        let local = connections[0]
+            .value("SELECT @@GLOBAL.local_infile")
+            .await?
+            .is_some_and(|value| value == "1");
+        let giants = &Semaphore::new(1);
         let tables = &self.tables;
         let workers = connections.iter_mut().map(|connection| {
             let worker = Worker {
                 cx: cx.clone(),
                 tables,
                 databases: &databases,
+                giants,
+                is_maria: self.server.is_maria(),
+                local,
             };
             let members = members.clone();
-            async move { worker.run(connection, members).await }
+            async move {
+                tokio::select! {
+                    biased;
+                    () = worker.cx.cancel.cancelled() => Err(Error::cancelled()),
+                    counts = worker.run(connection, members) => counts,
+                }
+            }
         });
         let done = futures::future::try_join_all(workers).await;
         futures::future::join_all(connections.into_iter().map(Connection::end)).await;
@@ -62,6 +80,10 @@ struct Worker<'a> {
     cx: Context,
     tables: &'a HashMap<(String, String), Made>,
     databases: &'a HashMap<String, String>,
+    giants: &'a Semaphore,
+    is_maria: bool,
+    /// The server lets LOCAL in.
+    local: bool,
 }
 
 impl Worker<'_> {
@@ -89,15 +111,36 @@ impl Worker<'_> {
                 unit.0, unit.1
             ))
         })?;
+        let giant = member.len.unwrap_or_default() > GIANT_BYTES;
+        let _alone = if giant {
+            let closed = |_| bk_core::error::bug("the permit for giant rows was closed");
+            Some(self.giants.acquire().await.map_err(closed)?)
+        } else {
+            None
+        };
         let body = body_of(member).await?;
         let statements = Splitter::all(&body)?;
         drop(body);
+        let columns = made
+            .load
+            .as_ref()
+            .filter(|_| self.local && !made.merged && !giant);
         for attempt in 1.. {
+            if let Some(load) = columns.and_then(|columns| local::transcode(&statements, columns)) {
+                match self.load(connection, &unit, &statements, load).await {
+                    Ok(Some(rows)) => return Ok(rows),
+                    // Something was not taken as it is: INSERT takes it, or says what it is.
+                    Ok(None) => {}
+                    Err(Tried::Server(error)) if attempt < TRIES && is_lock(&error) => {
+                        connection.run("ROLLBACK").await?;
+                        continue;
+                    }
+                    Err(Tried::Server(error)) => return Err(connection::error(error)),
+                    Err(Tried::Ours(error)) => return Err(error),
+                }
+            }
             match self.transaction(connection, &unit, made, &statements).await {
-                Err(Tried::Server(error))
-                    if attempt < TRIES
-                        && matches!(connection::code(&error), Some(DEADLOCK | LOCK_WAIT)) =>
-                {
+                Err(Tried::Server(error)) if attempt < TRIES && is_lock(&error) => {
                     tracing::debug!(unit = unit.1, attempt, "a lock was in the way: {error}");
                     connection.run("ROLLBACK").await?;
                 }
@@ -108,6 +151,52 @@ impl Worker<'_> {
             self.cx.check_cancelled()?;
         }
         Err(bk_core::error::bug("a segment was never tried"))
+    }
+
+    /// A segment by LOAD DATA LOCAL, after the settings that it begins with.
+    async fn load(
+        &self,
+        connection: &mut Connection,
+        unit: &(String, String),
+        statements: &[Statement],
+        load: local::Load,
+    ) -> std::result::Result<Option<u64>, Tried> {
+        for statement in statements {
+            if !statement.sql.starts_with(b"INSERT INTO ") {
+                self.setting(connection, unit, &statement.sql).await?;
+            }
+        }
+        self.no_bulk(connection).await?;
+        Ok(local::run(connection, load).await?)
+    }
+
+    /// MariaDB (10.11.19) stood still, other readers of the table too, when several connections loaded one empty table in the bulk mode that
+    /// it enters while both checks are off. One of them on keeps it out, and costs nothing measurable where keys come after the rows.
+    async fn no_bulk(&self, connection: &mut Connection) -> std::result::Result<(), Tried> {
+        if self.is_maria {
+            connection.run_counted(b"SET unique_checks=1").await?;
+        }
+        Ok(())
+    }
+
+    /// A statement of a segment that is no INSERT.
+    async fn setting(
+        &self,
+        connection: &mut Connection,
+        unit: &(String, String),
+        sql: &[u8],
+    ) -> std::result::Result<(), Tried> {
+        if sql.starts_with(b"USE ") {
+            let database = self.databases.get(&unit.0).map_or("", String::as_str);
+            connection
+                .run_counted(format!("USE {}", ident(database)).as_bytes())
+                .await?;
+            return Ok(());
+        }
+        match connection.run_counted(sql).await {
+            Err(error) if connection::code(&error) == Some(EMPTY_QUERY) => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
     }
 
     async fn transaction(
@@ -121,24 +210,15 @@ impl Worker<'_> {
         let mut begun = false;
         for statement in statements {
             let sql = &statement.sql[..];
-            if sql.starts_with(b"USE ") {
-                let database = self.databases.get(&unit.0).map_or("", String::as_str);
-                connection
-                    .run_counted(format!("USE {}", ident(database)).as_bytes())
-                    .await?;
-            } else if sql.starts_with(b"INSERT INTO ") {
+            if sql.starts_with(b"INSERT INTO ") {
                 if !begun {
+                    self.no_bulk(connection).await?;
                     connection.run_counted(b"START TRANSACTION").await?;
                     begun = true;
                 }
                 rows += self.insert(connection, made, sql).await?;
             } else {
-                match connection.run_counted(sql).await {
-                    Err(error) if connection::code(&error) == Some(EMPTY_QUERY) => {}
-                    other => {
-                        other?;
-                    }
-                }
+                self.setting(connection, unit, sql).await?;
             }
         }
         if begun {
@@ -188,6 +268,10 @@ impl Worker<'_> {
         }
         Ok(())
     }
+}
+
+fn is_lock(error: &mysql_async::Error) -> bool {
+    matches!(connection::code(error), Some(DEADLOCK | LOCK_WAIT))
 }
 
 /// Why a transaction did not come to its end.

@@ -105,6 +105,7 @@ impl Restoring<'_> {
         let mut made = Made {
             create: sql.to_vec(),
             enums: enum_columns(&table),
+            load: super::local::columns(&table),
             ..Made::default()
         };
         if self.existing == Existing::Merge && self.merges(unit, &table, sql).await? {

@@ -674,3 +674,159 @@ async fn replace_and_merge_touch_what_is_selected_and_nothing_else() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_of_other_tables_and_missing_definers_are_named() {
+    let Some(server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "CREATE DATABASE other",
+            "CREATE TABLE shop.orders (id INT PRIMARY KEY, region CHAR(2))",
+            "INSERT INTO shop.orders VALUES (1, 'de')",
+            "CREATE TABLE other.far (id INT PRIMARY KEY, o INT, FOREIGN KEY (o) REFERENCES shop.orders (id))",
+            "CREATE USER 'gone'@'%'",
+            "GRANT ALL ON shop.* TO 'gone'@'%'",
+            "CREATE DEFINER=`gone`@`%` VIEW shop.v AS SELECT id FROM shop.orders",
+        ])
+        .await;
+    let home = Home::new(&settings(&server.source("mysql"), "out"));
+    home.bk(&["backup"]).ended(0);
+    server
+        .run_all(&[
+            "INSERT INTO shop.orders VALUES (2, 'fr')",
+            "INSERT INTO other.far VALUES (1, 2), (2, 1), (3, NULL)",
+            "DROP USER 'gone'@'%'",
+        ])
+        .await;
+    let restored = home
+        .bk(&[
+            "restore",
+            "--yes",
+            "--only",
+            "mysql/shop/orders",
+            "--only",
+            "mysql/shop/v",
+        ])
+        .ended(3);
+    assert!(
+        restored
+            .stderr
+            .contains("1 rows of `other`.`far` point to rows of `shop`.`orders`"),
+        "{}",
+        restored.stderr
+    );
+    assert!(
+        restored.stderr.contains("`gone`@`%`"),
+        "{}",
+        restored.stderr
+    );
+    server
+        .run_all(&["DELETE FROM other.far WHERE id = 1"])
+        .await;
+    home.write(
+        "current.toml",
+        settings(
+            &format!("{}definer = \"current\"\n", server.source("mysql")),
+            "out",
+        ),
+    );
+    home.bk(&[
+        "restore",
+        "--config",
+        "current.toml",
+        "--yes",
+        "--only",
+        "mysql/shop",
+    ])
+    .ended(0);
+    let contents = server.contents().await;
+    assert!(
+        contents.0["shop/v: view"][0].contains("DEFINER=`root`@`localhost`"),
+        "{:?}",
+        contents.0["shop/v: view"]
+    );
+}
+
+/// Writes a row each 10 ms until it is told to stop; the longest time that one took.
+async fn beat(
+    server: &Server,
+    stop: Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<std::time::Duration> {
+    let mut conn = server.connect().await;
+    tokio::spawn(async move {
+        let mut longest = std::time::Duration::ZERO;
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(10));
+        while !stop.load(Ordering::Relaxed) {
+            ticks.tick().await;
+            let begun = std::time::Instant::now();
+            conn.query_drop("INSERT INTO stall.beat VALUES ()")
+                .await
+                .unwrap();
+            longest = longest.max(begun.elapsed());
+        }
+        conn.disconnect().await.unwrap();
+        longest
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_writer_stalls_is_printed() {
+    for kind in [Kind::MariaDb, Kind::MySql] {
+        let Some(server) = Server::start(kind, &[]) else {
+            continue;
+        };
+        let tables = long(200, 2000);
+        let mut conn = server.connect().await;
+        for sql in [
+            "CREATE DATABASE stall",
+            "CREATE TABLE stall.beat (id INT AUTO_INCREMENT PRIMARY KEY)",
+        ] {
+            conn.query_drop(sql).await.unwrap();
+        }
+        for n in 0..tables {
+            conn.query_drop(format!(
+                "CREATE TABLE stall.t{n} (id INT PRIMARY KEY, a INT)"
+            ))
+            .await
+            .unwrap();
+        }
+        conn.query_drop("INSERT INTO stall.t0 VALUES (1, 1)")
+            .await
+            .unwrap();
+        let home = Home::new(&settings(&server.source("mysql"), "out"));
+        for long_statement in [false, true] {
+            let stop = Arc::new(AtomicBool::new(false));
+            let beating = beat(&server, stop.clone()).await;
+            let mut other = server.connect().await;
+            let running = tokio::spawn(async move {
+                if long_statement {
+                    let _: Option<i64> = other
+                        .query_first("SELECT SLEEP(8) FROM stall.t0")
+                        .await
+                        .unwrap();
+                }
+            });
+            let backed_up = home.bk(&["backup"]).ended(0);
+            assert!(
+                !backed_up.stderr.contains("no global lock"),
+                "{}",
+                backed_up.stderr
+            );
+            stop.store(true, Ordering::Relaxed);
+            let longest = beating.await.unwrap();
+            running.await.unwrap();
+            println!(
+                "{kind:?}, {tables} tables, {}: a writer waited at most {} ms",
+                if long_statement {
+                    "a statement of 8 s beside it"
+                } else {
+                    "nothing else"
+                },
+                longest.as_millis()
+            );
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use crate::mysql::catalogue::{Named, Table};
 use crate::mysql::connection::{Cells, Connection, Server, ident, quoted};
-use crate::mysql::lexer::{CreateTable, is_foreign_key};
+use crate::mysql::lexer::{CreateTable, behind_quote, is_foreign_key, outside_quotes};
 use bk_core::error::{Error, ErrorKind, Result};
 use std::fmt::Write;
 
@@ -257,6 +257,19 @@ async fn collation_around(
     Ok((alter(then), alter(&now)))
 }
 
+/// Whom a view, routine, trigger or event runs as, as `` `user`@`host` ``, and where that stands in the text.
+pub fn definer(text: &[u8]) -> Option<(String, std::ops::Range<usize>)> {
+    const WORD: &[u8] = b"DEFINER=";
+    let from = outside_quotes(text, WORD)? + WORD.len();
+    let user = behind_quote(text, from, *text.get(from)?)?;
+    let host = text.get(user + 1..user + 3).filter(|at| at[0] == b'@')?[1];
+    let end = behind_quote(text, user + 2, host)? + 1;
+    Some((
+        String::from_utf8_lossy(&text[from..end]).into_owned(),
+        from..end,
+    ))
+}
+
 /// A delimiter that the text does not hold.
 fn delimiter_for(text: &[u8]) -> String {
     let mut delimiter = ";;".to_owned();
@@ -300,4 +313,30 @@ fn text_of(row: &Cells, column: usize, what: &str) -> Result<Vec<u8>> {
         )
         .hint("bk check names the rights that are missing")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definer_is_found_where_it_stands() {
+        let text =
+            b"SET NAMES x;\nCREATE DEFINER=`a``b`@`10.%` VIEW `v` AS select 'DEFINER=`x`@`y`'";
+        let (definer, range) = definer(text).unwrap();
+        assert_eq!(definer, "`a``b`@`10.%`");
+        assert_eq!(&text[range.end..range.end + 5], b" VIEW");
+        assert!(super::definer(b"select 'DEFINER=`x`@`y`'").is_none());
+    }
+
+    #[test]
+    fn the_counter_is_left_out_and_a_comment_that_speaks_of_it_is_not() {
+        let shown = b"CREATE TABLE `t` (\n  `a` int COMMENT ' AUTO_INCREMENT=5'\n) ENGINE=InnoDB AUTO_INCREMENT=42 DEFAULT CHARSET=utf8mb4";
+        let without = String::from_utf8(without_counter(shown)).unwrap();
+        assert!(
+            without.contains("' AUTO_INCREMENT=5'")
+                && without.ends_with("ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"),
+            "{without}"
+        );
+    }
 }

@@ -11,7 +11,7 @@ mod schema;
 use crate::mysql::catalogue::{Filter, Table, TableKind};
 use crate::mysql::connection::{Connection, Server, ident};
 use crate::mysql::mark::{self, Unfinished};
-use crate::mysql::{LAYOUT, Mysql, SERVER_GROUP, catalogue, name_of, object_unit, part};
+use crate::mysql::{Definer, LAYOUT, Mysql, SERVER_GROUP, catalogue, name_of, object_unit, part};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
 use bk_core::source::{
@@ -73,6 +73,10 @@ struct Restoring<'a> {
     same_server: bool,
     /// Accounts that were left as they are: their grants are left as well.
     skipped_accounts: HashSet<String>,
+    /// Definers of the archive that neither the target has nor this restore makes.
+    missing_definers: HashSet<String>,
+    /// Definers that the archive names.
+    definers: Vec<String>,
     counts: BTreeMap<(String, String, Stage), Count>,
     tally: Tally,
 }
@@ -142,6 +146,8 @@ impl<'a> Restoring<'a> {
             tables: HashMap::new(),
             same_server,
             skipped_accounts: HashSet::new(),
+            missing_definers: HashSet::new(),
+            definers: serde_json::from_value(facts.more["definers"].clone()).unwrap_or_default(),
             server,
             counts: BTreeMap::new(),
             tally: Tally::default(),
@@ -150,6 +156,7 @@ impl<'a> Restoring<'a> {
 
     async fn run(&mut self, mut input: Input) -> Result<()> {
         self.refuse_existing().await?;
+        self.name_missing_definers().await?;
         let mine = Unfinished {
             id: self.how.id.clone(),
             archive: self.how.archive.clone(),
@@ -178,6 +185,7 @@ impl<'a> Restoring<'a> {
         self.add_deferred_keys().await?;
         self.finish(&mut input).await?;
         self.compare_definitions().await?;
+        self.name_orphans().await?;
         mark::finish(&mut self.connection, &self.how.id).await?;
         self.tally.units = std::mem::take(&mut self.counts)
             .into_iter()
@@ -255,6 +263,97 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
+    /// Before the first write: what runs as somebody whom the target does not know fails as soon as it is used.
+    async fn name_missing_definers(&mut self) -> Result<()> {
+        let makes_accounts = self.how.selected.iter().any(|s| s.group == SERVER_GROUP);
+        if self.definers.is_empty() || makes_accounts {
+            return Ok(());
+        }
+        // Who may not read the accounts cannot know; the server will say so when a view is made.
+        let Ok(rows) = self
+            .connection
+            .rows("SELECT User, Host FROM mysql.user")
+            .await
+        else {
+            return Ok(());
+        };
+        let here: HashSet<String> = rows
+            .iter()
+            .map(|row| format!("{}@{}", ident(&row.word(0)), ident(&row.word(1))))
+            .collect();
+        self.missing_definers = self
+            .definers
+            .iter()
+            .filter(|name| !here.contains(*name))
+            .cloned()
+            .collect();
+        if self.missing_definers.is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<_> = self.missing_definers.iter().cloned().collect();
+        names.sort();
+        self.tally.warnings.push(match self.source.settings.definer {
+            Definer::Keep => format!(
+                "these definers are not accounts of the target, so what runs as them fails until they are: {}; restore the accounts, or set definer = \"current\"",
+                names.join(", ")
+            ),
+            Definer::Current => format!("the restoring account stands in for {}", names.join(", ")),
+        });
+        Ok(())
+    }
+
+    /// Tables that this restore did not write may point to rows that are gone now.
+    async fn name_orphans(&mut self) -> Result<()> {
+        let mut units: Vec<_> = self.tables.keys().cloned().collect();
+        units.sort();
+        let ours: HashSet<(String, String)> = units
+            .iter()
+            .map(|unit| (self.database(&unit.0), name_of(&unit.1)))
+            .collect();
+        let schemas: BTreeSet<_> = ours.iter().map(|(database, _)| database.clone()).collect();
+        if schemas.is_empty() {
+            return Ok(());
+        }
+        let list = catalogue::list(&schemas.into_iter().collect::<Vec<_>>());
+        let rows = self
+            .connection
+            .rows(format!(
+                "SELECT CONSTRAINT_NAME, TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, REFERENCED_TABLE_SCHEMA, REFERENCED_TABLE_NAME, REFERENCED_COLUMN_NAME \
+                 FROM information_schema.KEY_COLUMN_USAGE WHERE REFERENCED_TABLE_SCHEMA IN ({list}) ORDER BY TABLE_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, ORDINAL_POSITION"
+            ))
+            .await?;
+        let mut keys: BTreeMap<(String, String, String), ForeignKey> = BTreeMap::new();
+        for row in rows {
+            let child = (row.word(1), row.word(2));
+            let parent = (row.word(4), row.word(5));
+            if ours.contains(&child) || !ours.contains(&parent) {
+                continue;
+            }
+            let key = keys
+                .entry((child.0.clone(), child.1.clone(), row.word(0)))
+                .or_insert_with(|| ForeignKey {
+                    child: format!("{}.{}", ident(&child.0), ident(&child.1)),
+                    parent: format!("{}.{}", ident(&parent.0), ident(&parent.1)),
+                    columns: Vec::new(),
+                });
+            key.columns.push((ident(&row.word(3)), ident(&row.word(6))));
+        }
+        for key in keys.into_values() {
+            let orphans = self
+                .connection
+                .value(key.orphans())
+                .await?
+                .unwrap_or_default();
+            if orphans != "0" {
+                self.tally.failed.push(format!(
+                    "{orphans} rows of {} point to rows of {} that are not in the archive",
+                    key.child, key.parent
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// `--existing replace`: what is selected goes, but for what the backup left out or could not read.
     async fn make_way(&mut self) -> Result<()> {
         let mut groups: BTreeMap<String, BTreeSet<Option<String>>> = BTreeMap::new();
@@ -297,6 +396,29 @@ impl<'a> Restoring<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// A foreign key of a table that was not restored, to one that was.
+struct ForeignKey {
+    child: String,
+    parent: String,
+    columns: Vec<(String, String)>,
+}
+
+impl ForeignKey {
+    /// How many rows of the child point to nothing.
+    fn orphans(&self) -> String {
+        let join = |word: &str, each: &dyn Fn(&(String, String)) -> String| {
+            self.columns.iter().map(each).collect::<Vec<_>>().join(word)
+        };
+        format!(
+            "SELECT COUNT(*) FROM {} c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} p WHERE {})",
+            self.child,
+            join(" AND ", &|(own, _)| format!("c.{own} IS NOT NULL")),
+            self.parent,
+            join(" AND ", &|(own, other)| format!("p.{other} = c.{own}"))
+        )
     }
 }
 

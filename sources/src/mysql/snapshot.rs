@@ -18,13 +18,16 @@ use bk_core::source::{
 };
 use bytes::Bytes;
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 /// Warnings that are said one by one.
 const WARNINGS_NAMED: usize = 50;
+
+/// Definers that the facts name.
+const DEFINERS_NAMED: usize = 200;
 
 /// Fixes the point in time.
 pub(super) async fn take(
@@ -68,6 +71,7 @@ pub(super) async fn take(
         texts: HashMap::new(),
         foreign_keys: BTreeMap::new(),
         rows: 0,
+        definers: BTreeSet::new(),
         broken: HashSet::new(),
     })
 }
@@ -88,6 +92,8 @@ pub(super) struct MysqlSnapshot {
     texts: HashMap<(String, String), u64>,
     foreign_keys: BTreeMap<(String, String), Vec<u8>>,
     rows: u64,
+    /// Whom routines, triggers, views and events run as.
+    definers: BTreeSet<String>,
     /// Tables that failed already: their later stages are not written.
     broken: HashSet<(String, String)>,
 }
@@ -143,6 +149,7 @@ impl Snapshot for MysqlSnapshot {
                 "lower_case_names": self.server.lower_case_names,
                 "consistency": self.instant.consistency,
                 "position": self.instant.position,
+                "definers": self.definers.iter().take(DEFINERS_NAMED).collect::<Vec<_>>(),
             }),
             notes,
             warnings: self.warnings.clone(),
@@ -164,6 +171,11 @@ impl Snapshot for MysqlSnapshot {
 }
 
 impl MysqlSnapshot {
+    fn remember_definer(&mut self, text: &[u8]) {
+        self.definers
+            .extend(ddl::definer(text).map(|(definer, _)| definer));
+    }
+
     fn warn(&mut self, warning: String) {
         if self.warnings.len() < WARNINGS_NAMED {
             self.warnings.push(warning);
@@ -390,6 +402,7 @@ impl MysqlSnapshot {
                 }
                 match ddl::program(&mut self.connection, &self.server, trigger).await {
                     Ok(text) => {
+                        self.remember_definer(&text);
                         let path = format!(
                             "{}/{}/trigger:{n:05}:{}.sql",
                             unit.0,
@@ -432,6 +445,9 @@ impl MysqlSnapshot {
             Some(refusal) => Err(refusal),
             None => ddl::program(&mut self.connection, &self.server, named).await,
         };
+        if let Ok(text) = &text {
+            self.remember_definer(text);
+        }
         match text {
             Ok(text) => {
                 writing
@@ -461,6 +477,9 @@ impl MysqlSnapshot {
                 Some(mark) => Err(mark::refusal(mark, &cx.instance)),
                 None => ddl::view(&mut self.connection, view).await,
             };
+            if let Ok(text) = &text {
+                self.remember_definer(text);
+            }
             texts.push(text);
         }
         for n in by_dependence(&views, &texts) {

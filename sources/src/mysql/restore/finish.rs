@@ -5,7 +5,7 @@ use super::{Restoring, body_of, stops};
 use crate::mysql::accounts::labelled;
 use crate::mysql::connection::ident;
 use crate::mysql::lexer::{Splitter, behind_quote, quoted_names};
-use crate::mysql::name_of;
+use crate::mysql::{Definer, ddl, name_of};
 use bk_core::error::Result;
 use bk_core::source::{Input, Member, Stage};
 
@@ -48,7 +48,7 @@ impl Restoring<'_> {
             if label.is_some_and(|label| self.skipped_accounts.contains(&label)) {
                 continue;
             }
-            let sql = self.renamed(sql, &unit.0, &database);
+            let sql = self.with_known_definer(self.renamed(sql, &unit.0, &database));
             match run_lenient(&mut self.connection, &sql).await {
                 Err(error)
                     if merged
@@ -121,6 +121,19 @@ impl Restoring<'_> {
         }
         let _ = group;
         sql.to_vec()
+    }
+
+    /// `definer = "current"`: only for those whom the target does not know.
+    fn with_known_definer(&self, sql: Vec<u8>) -> Vec<u8> {
+        if self.source.settings.definer != Definer::Current {
+            return sql;
+        }
+        match ddl::definer(&sql) {
+            Some((definer, place)) if self.missing_definers.contains(&definer) => {
+                [&sql[..place.start], b"CURRENT_USER", &sql[place.end..]].concat()
+            }
+            _ => sql,
+        }
     }
 
     fn references_renamed(&self, sql: &[u8]) -> Vec<u8> {

@@ -38,6 +38,7 @@ pub mod sink;
 pub mod source;
 pub mod tee;
 pub mod tree;
+pub mod unfinished;
 pub mod verify;
 
 pub use context::Context;

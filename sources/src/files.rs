@@ -218,7 +218,7 @@ fn health(path: &Path) -> Result<Health> {
         .map_or(0, |t| t.as_nanos());
     let mut warnings = Vec::new();
     if let Some(mark) = mark::read(path)? {
-        warnings.push(mark.describe());
+        warnings.push(mark.refusal("").what);
     }
     Ok(Health {
         identity: format!("{} inode {} born {born}", canonical.display(), meta.ino()),

@@ -204,8 +204,12 @@ impl Source for Mysql {
     async fn check(&self, cx: &Context) -> Result<Health> {
         let mut connection = self.access.connect(cx).await?;
         let server = Server::ask(&mut connection).await?;
-        let warnings = lock::missing_rights(&mut connection, &server, self.with_accounts()).await?;
+        let mut warnings = lock::missing_rights(&mut connection, &server, self.with_accounts()).await?;
         let found = catalogue::databases(&mut connection, &self.filter).await?;
+        let marks = mark::read(&mut connection).await?;
+        if !marks.is_empty() {
+            warnings.push(bk_core::unfinished::refusal(&marks, &cx.instance).what);
+        }
         connection.end().await;
         self.filter.all_named_are_there(&found)?;
         Ok(Health {

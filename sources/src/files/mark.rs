@@ -3,7 +3,7 @@
 //! While it stands, a backup fails the groups and units that it names: a half-restored folder is never backed up as good.
 
 use bk_core::error::{Error, ErrorKind, Result};
-use bk_core::source::Selected;
+use bk_core::unfinished::{self, Unfinished};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
@@ -12,9 +12,6 @@ use std::path::Path;
 /// Name of the mark; no walk sees it.
 pub const MARK_NAME: &str = ".bk_unfinished_restore";
 
-/// More units than this are not named one by one in a hint.
-const SELECTED_NAMED: usize = 8;
-
 /// All unfinished restores of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
@@ -22,62 +19,15 @@ pub struct Mark {
     pub restores: Vec<Unfinished>,
 }
 
-/// One of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unfinished {
-    /// The restore's id.
-    pub id: String,
-    /// The archive's id.
-    pub archive: String,
-    /// Groups and units, as they are named in the target.
-    pub selected: Vec<Selected>,
-}
-
 impl Mark {
     /// Whether this unit may be half restored.
     pub fn covers(&self, group: &str, unit: &str) -> bool {
-        self.restores
-            .iter()
-            .flat_map(|r| &r.selected)
-            .any(|s| s.group == group && s.unit.as_deref().is_none_or(|name| name == unit))
-    }
-
-    /// In words, with what to type.
-    pub fn describe(&self) -> String {
-        let archives: Vec<_> = self.restores.iter().map(|r| r.archive.as_str()).collect();
-        format!(
-            "a restore from archive {} did not finish here",
-            archives.join(", ")
-        )
+        self.restores.iter().any(|r| r.covers(group, unit))
     }
 
     /// The refusal that a backup gives for its units.
     pub fn refusal(&self, instance: &str) -> Error {
-        let finish: Vec<_> = self
-            .restores
-            .iter()
-            .map(|restore| restore.command(instance))
-            .collect();
-        Error::new(ErrorKind::Conflict, self.describe()).hint(format!(
-            "finish it with {}, or say bk restore --forget-unfinished {instance}",
-            finish.join(" and ")
-        ))
-    }
-}
-
-impl Unfinished {
-    /// What to type so that it finishes; a long selection is named by its groups' instance, which holds it.
-    fn command(&self, instance: &str) -> String {
-        let only: Vec<_> = if self.selected.len() > SELECTED_NAMED {
-            vec![format!("--only={instance}")]
-        } else {
-            let named = |s: &Selected| match &s.unit {
-                Some(unit) => format!("--only={instance}/{}/{unit}", s.group),
-                None => format!("--only={instance}/{}", s.group),
-            };
-            self.selected.iter().map(named).collect()
-        };
-        format!("bk restore --version {} {}", self.archive, only.join(" "))
+        unfinished::refusal(&self.restores, instance)
     }
 }
 
@@ -104,16 +54,11 @@ pub fn begin(folder: &Path, mine: Unfinished) -> Result<Vec<String>> {
     let (covered, mut others): (Vec<_>, Vec<_>) = mark
         .restores
         .into_iter()
-        .partition(|other| other.selected.iter().all(|s| covered(s, &mine.selected)));
+        .partition(|other| other.is_covered_by(&mine.selected));
     others.push(mine);
     mark.restores = others;
     write(folder, &mark)?;
     Ok(covered.into_iter().map(|restore| restore.id).collect())
-}
-
-fn covered(what: &Selected, by: &[Selected]) -> bool {
-    by.iter()
-        .any(|s| s.group == what.group && (s.unit.is_none() || s.unit == what.unit))
 }
 
 /// Takes this restore out of the mark; the last one takes the mark away.

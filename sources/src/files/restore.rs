@@ -1,6 +1,6 @@
 //! Putting files back: each whole by temp and rename, counted by unit; with `replace` what the archive does not have is removed after.
 
-use crate::files::mark::{self, MARK_NAME, Unfinished};
+use crate::files::mark::{self, MARK_NAME};
 use crate::files::{Files, Filter, FilterWords, LAYOUT};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, bug, conflict, unsupported};
@@ -10,6 +10,7 @@ use bk_core::source::{
     Existing, Input, Kind, Member, Meta, RestoreOptions, Selected, Stage, Tally, UnitCount,
 };
 use bk_core::tree::{TEMPORARY_PREFIX, Tree, TreeOptions, leads_out};
+use bk_core::unfinished::Unfinished;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -2,21 +2,10 @@
 
 use crate::mysql::connection::{Connection, quoted};
 use bk_core::error::{Error, ErrorKind, Result};
-use bk_core::source::Selected;
+use bk_core::unfinished::{self, Unfinished};
 
 /// Name of the mark's database; no backup takes it.
 pub const DATABASE: &str = "bk_unfinished_restore";
-
-/// One unfinished restore.
-#[derive(Clone, Debug)]
-pub struct Unfinished {
-    /// The restore's id.
-    pub id: String,
-    /// The archive's id.
-    pub archive: String,
-    /// Groups and units, as they are named in the target.
-    pub selected: Vec<Selected>,
-}
 
 /// All that stand here.
 pub async fn read(connection: &mut Connection) -> Result<Vec<Unfinished>> {
@@ -74,16 +63,11 @@ pub async fn begin(connection: &mut Connection, mine: &Unfinished) -> Result<()>
         ))
         .await?;
     for other in others {
-        if other.selected.iter().all(|s| covered(s, &mine.selected)) {
+        if other.is_covered_by(&mine.selected) {
             remove(connection, &other.id).await?;
         }
     }
     Ok(())
-}
-
-fn covered(what: &Selected, by: &[Selected]) -> bool {
-    by.iter()
-        .any(|s| s.group == what.group && (s.unit.is_none() || s.unit == what.unit))
 }
 
 async fn remove(connection: &mut Connection, id: &str) -> Result<()> {
@@ -111,34 +95,10 @@ pub async fn forget(connection: &mut Connection) -> Result<()> {
         .await
 }
 
-/// Whether a unit may be half restored, and by which restores.
-pub fn covers<'a>(marks: &'a [Unfinished], group: &str, unit: &str) -> Option<&'a Unfinished> {
-    marks.iter().find(|mark| {
-        mark.selected
-            .iter()
-            .any(|s| s.group == group && s.unit.as_deref().is_none_or(|name| name == unit))
-    })
-}
-
-/// The refusal that a backup gives for it.
-pub fn refusal(mark: &Unfinished, instance: &str) -> Error {
-    const NAMED: usize = 8;
-    let only: Vec<_> = if mark.selected.len() > NAMED {
-        vec![format!("--only={instance}")]
-    } else {
-        let named = |s: &Selected| match &s.unit {
-            Some(unit) => format!("--only={instance}/{}/{unit}", s.group),
-            None => format!("--only={instance}/{}", s.group),
-        };
-        mark.selected.iter().map(named).collect()
-    };
-    Error::new(
-        ErrorKind::Conflict,
-        format!("a restore from archive {} did not finish here", mark.archive),
-    )
-    .hint(format!(
-        "finish it with bk restore --version {} {}, or say bk restore --forget-unfinished {instance}",
-        mark.archive,
-        only.join(" ")
-    ))
+/// The refusal that a backup gives for a unit that may be half restored.
+pub fn refusal(marks: &[Unfinished], instance: &str, unit: &(String, String)) -> Option<Error> {
+    marks
+        .iter()
+        .any(|mark| mark.covers(&unit.0, &unit.1))
+        .then(|| unfinished::refusal(marks, instance))
 }

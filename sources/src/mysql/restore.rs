@@ -10,13 +10,14 @@ mod schema;
 
 use crate::mysql::catalogue::{Filter, Table, TableKind};
 use crate::mysql::connection::{Connection, Server, ident};
-use crate::mysql::mark::{self, Unfinished};
+use crate::mysql::mark;
 use crate::mysql::{Definer, LAYOUT, Mysql, SERVER_GROUP, catalogue, name_of, object_unit, part};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
 use bk_core::source::{
     Body, Existing, Input, Member, RestoreOptions, Selected, Stage, Tally, UnitCount,
 };
+use bk_core::unfinished::Unfinished;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Things kept on purpose that are named one by one.

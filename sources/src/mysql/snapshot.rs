@@ -4,7 +4,7 @@ use crate::mysql::accounts::{self, Accounts};
 use crate::mysql::catalogue::{self, Named, Shape, Table, TableKind};
 use crate::mysql::connection::{Connection, Server};
 use crate::mysql::lock::{self, Instant};
-use crate::mysql::mark::{self, Unfinished};
+use crate::mysql::mark;
 use crate::mysql::{
     ACCOUNTS_UNIT, LAYOUT, Mysql, SERVER_GROUP, ddl, dump, lexer, object_unit, part,
 };
@@ -16,6 +16,7 @@ use bk_core::runs::{RUN_SPLIT_BYTES, Run, Runs};
 use bk_core::source::{
     Counted, Facts, Lane, Meta, Output, PointInTime, Snapshot, SnapshotOptions, Stage,
 };
+use bk_core::unfinished::Unfinished;
 use bytes::Bytes;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -254,8 +255,8 @@ impl MysqlSnapshot {
 
     async fn table_text(&mut self, cx: &Context, table: &Table) -> Result<Vec<u8>> {
         let unit = table.unit();
-        if let Some(mark) = mark::covers(&self.marks, &unit.0, &unit.1) {
-            return Err(mark::refusal(mark, &cx.instance));
+        if let Some(refusal) = mark::refusal(&self.marks, &cx.instance, &unit) {
+            return Err(refusal);
         }
         if table.kind == TableKind::Sequence {
             let key = (table.database.clone(), table.name.clone());
@@ -351,7 +352,7 @@ impl MysqlSnapshot {
         for database in &databases {
             for routine in catalogue::routines(&mut self.connection, database).await? {
                 cx.check_cancelled()?;
-                self.program(&mut writing, &routine).await?;
+                self.program(cx, &mut writing, &routine).await?;
             }
         }
         if self.with_accounts && self.accounts.grants.len() > ddl::PREAMBLE.len() {
@@ -369,7 +370,7 @@ impl MysqlSnapshot {
         for database in &databases {
             for event in catalogue::events(&mut self.connection, database).await? {
                 cx.check_cancelled()?;
-                self.program(&mut writing, &event).await?;
+                self.program(cx, &mut writing, &event).await?;
             }
         }
         writing.close().await
@@ -436,12 +437,15 @@ impl MysqlSnapshot {
         Ok(())
     }
 
-    async fn program(&mut self, writing: &mut Writing<'_>, named: &Named) -> Result<()> {
+    async fn program(
+        &mut self,
+        cx: &Context,
+        writing: &mut Writing<'_>,
+        named: &Named,
+    ) -> Result<()> {
         let unit = (part(&named.database), object_unit(&named.kind, &named.name));
         writing.expect(&unit).await?;
-        let marked =
-            mark::covers(&self.marks, &unit.0, &unit.1).map(|mark| mark::refusal(mark, "mysql"));
-        let text = match marked {
+        let text = match mark::refusal(&self.marks, &cx.instance, &unit) {
             Some(refusal) => Err(refusal),
             None => ddl::program(&mut self.connection, &self.server, named).await,
         };
@@ -473,8 +477,8 @@ impl MysqlSnapshot {
         for view in &views {
             cx.check_cancelled()?;
             let unit = view.unit();
-            let text = match mark::covers(&self.marks, &unit.0, &unit.1) {
-                Some(mark) => Err(mark::refusal(mark, &cx.instance)),
+            let text = match mark::refusal(&self.marks, &cx.instance, &unit) {
+                Some(refusal) => Err(refusal),
                 None => ddl::view(&mut self.connection, view).await,
             };
             if let Ok(text) = &text {

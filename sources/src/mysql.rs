@@ -204,7 +204,13 @@ impl Source for Mysql {
     async fn check(&self, cx: &Context) -> Result<Health> {
         let mut connection = self.access.connect(cx).await?;
         let server = Server::ask(&mut connection).await?;
-        let mut warnings = lock::missing_rights(&mut connection, &server, self.with_accounts()).await?;
+        let mut warnings = lock::missing_rights(
+            &mut connection,
+            &server,
+            self.with_accounts(),
+            self.settings.databases.is_none(),
+        )
+        .await?;
         let found = catalogue::databases(&mut connection, &self.filter).await?;
         let marks = mark::read(&mut connection).await?;
         if !marks.is_empty() {

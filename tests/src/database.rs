@@ -421,7 +421,8 @@ async fn rows(
     for row in &columns {
         let column = ident(&text(row, 0));
         match text(row, 1).to_lowercase().as_str() {
-            "enum" | "set" => list.push(format!("{column}+0")),
+            "enum" => list.push(format!("{column}+0")),
+            "set" => list.push(format!("CAST({column} AS UNSIGNED)")),
             "float" => list.push(format!("{column}+0e0")),
             "json" if kind == Kind::MySql => {
                 list.push(column.clone());

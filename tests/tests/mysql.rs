@@ -814,22 +814,22 @@ async fn how_long_a_writer_stalls_is_printed() {
                 }
             });
             let backed_up = home.bk(&["backup"]).ended(0);
-            assert!(
-                !backed_up.stderr.contains("no global lock"),
-                "{}",
-                backed_up.stderr
-            );
             stop.store(true, Ordering::Relaxed);
             let longest = beating.await.unwrap();
             running.await.unwrap();
             println!(
-                "{kind:?}, {tables} tables, {}: a writer waited at most {} ms",
+                "{kind:?}, {tables} tables, {}: a writer waited at most {} ms{}",
                 if long_statement {
                     "a statement of 8 s beside it"
                 } else {
                     "nothing else"
                 },
-                longest.as_millis()
+                longest.as_millis(),
+                if backed_up.stderr.contains("no global lock") {
+                    " (the lock was not had in time: positions were compared)"
+                } else {
+                    ""
+                }
             );
         }
     }

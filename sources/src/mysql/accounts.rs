@@ -185,6 +185,9 @@ impl Accounts {
                 host: row.word(1),
                 role: false,
             };
+            if account.is_reserved() {
+                continue;
+            }
             let role = format!("{}@{}", ident(&row.word(2)), ident(&row.word(3)));
             match &mut last {
                 Some((same, roles)) if *same == account => roles.push(role),

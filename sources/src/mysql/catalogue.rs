@@ -4,7 +4,7 @@ use crate::mysql::SYSTEM_SCHEMAS;
 use crate::mysql::connection::{Connection, Flavour, Server, ident, quoted};
 use crate::mysql::literal::Literal;
 use bk_core::error::{Result, not_found};
-use globset::{Glob, GlobMatcher};
+use globset::{GlobBuilder, GlobMatcher};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -26,7 +26,12 @@ impl Filter {
         let compile = |globs: &Vec<String>| {
             globs
                 .iter()
-                .map(|glob| Ok(Glob::new(glob)?.compile_matcher()))
+                .map(|glob| {
+                    Ok(GlobBuilder::new(glob)
+                        .literal_separator(true)
+                        .build()?
+                        .compile_matcher())
+                })
                 .collect::<std::result::Result<Vec<_>, globset::Error>>()
         };
         Ok(Self {

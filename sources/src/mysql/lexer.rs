@@ -73,6 +73,11 @@ impl Splitter {
         splitter.end();
         let mut statements = Vec::new();
         while let Some(statement) = splitter.next_statement()? {
+            // A routine that was made without backslash escapes is read without them, as the session says before it.
+            if statement.sql.starts_with(b"SET ") && find(&statement.sql, b"sql_mode").is_some() {
+                splitter.no_backslash_escapes =
+                    find(&statement.sql, b"NO_BACKSLASH_ESCAPES").is_some();
+            }
             statements.push(statement);
         }
         Ok(statements)

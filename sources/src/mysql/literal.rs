@@ -11,8 +11,10 @@ pub enum Literal {
     Double,
     /// BIT: big-endian bytes.
     Bit,
-    /// ENUM and SET by their number: as text, ENUM's error value becomes the member `''`.
-    Index,
+    /// ENUM by its number: as text, its error value becomes the member `''`.
+    Enum,
+    /// SET by its number. Never by `+0`, which is a DOUBLE and loses members beyond the 53rd.
+    Set,
     /// Text in utf8 and what compares like it, dates, JSON, UUID, INET.
     Text,
     /// Text in any other character set, as stored; BLOB, GEOMETRY, VECTOR.
@@ -29,7 +31,8 @@ impl Literal {
             "float" => Self::Float,
             "double" => Self::Double,
             "bit" => Self::Bit,
-            "enum" | "set" => Self::Index,
+            "enum" => Self::Enum,
+            "set" => Self::Set,
             "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => match charset {
                 Some("utf8mb4" | "utf8mb3" | "utf8" | "ascii") => Self::Text,
                 _ => Self::Binary,
@@ -45,7 +48,8 @@ impl Literal {
     pub fn select(self, column: &str) -> String {
         match self {
             Self::Float => format!("{column}+0e0"),
-            Self::Index => format!("{column}+0"),
+            Self::Enum => format!("{column}+0"),
+            Self::Set => format!("CAST({column} AS UNSIGNED)"),
             _ => column.to_owned(),
         }
     }
@@ -58,7 +62,9 @@ impl Literal {
         };
         match self {
             Self::Double | Self::Float if cell == b"-0" => out.extend_from_slice(b"-0e0"),
-            Self::Bare | Self::Float | Self::Double | Self::Index => out.extend_from_slice(cell),
+            Self::Bare | Self::Float | Self::Double | Self::Enum | Self::Set => {
+                out.extend_from_slice(cell);
+            }
             Self::Bit => hex(out, cell),
             Self::Text => quote(out, cell),
             Self::Binary => {

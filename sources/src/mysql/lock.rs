@@ -223,16 +223,7 @@ impl Taking<'_> {
         let at = self.cx.clock.now();
         let position = self.position(control).await;
         let databases = catalogue::databases(control, self.filter).await?;
-        let mut tables = catalogue::tables(control, &databases, self.filter).await?;
-        if self.server.is_maria() {
-            let partitions = catalogue::partitions(control, None).await;
-            for table in &mut tables {
-                table.partitions = partitions
-                    .get(&table.file_name())
-                    .cloned()
-                    .unwrap_or_default();
-            }
-        }
+        let tables = self.tables(control, &databases).await?;
         let sequences = self.sequences(control, &tables).await?;
         let held = self.hold_plain_tables(&mut plain, &tables).await;
         let plain_tables = if held {
@@ -290,9 +281,15 @@ impl Taking<'_> {
         let asked = if self.server.is_maria() {
             vec!["SELECT @@gtid_binlog_pos", "SHOW MASTER STATUS"]
         } else if self.server.version >= (8, 2, 0) {
-            vec!["SELECT @@GLOBAL.gtid_executed", "SHOW BINARY LOG STATUS"]
+            vec![
+                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
+                "SHOW BINARY LOG STATUS",
+            ]
         } else {
-            vec!["SELECT @@GLOBAL.gtid_executed", "SHOW MASTER STATUS"]
+            vec![
+                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
+                "SHOW MASTER STATUS",
+            ]
         };
         if !self.server.binary_log {
             return None;
@@ -315,6 +312,21 @@ impl Taking<'_> {
         };
         let position = format!("{gtid} {file}").trim().to_owned();
         (!position.is_empty()).then_some(position)
+    }
+
+    /// Names, with what shows that somebody altered them meanwhile.
+    async fn tables(&self, control: &mut Connection, databases: &[String]) -> Result<Vec<Table>> {
+        let mut tables = catalogue::tables(control, databases, self.filter).await?;
+        if self.server.is_maria() {
+            let partitions = catalogue::partitions(control, None).await;
+            for table in &mut tables {
+                table.partitions = partitions
+                    .get(&table.file_name())
+                    .cloned()
+                    .unwrap_or_default();
+            }
+        }
+        Ok(tables)
     }
 
     /// Sequences are in no transaction.
@@ -400,7 +412,7 @@ impl Taking<'_> {
         position: Option<String>,
     ) -> Result<Instant> {
         let databases = catalogue::databases(control, self.filter).await?;
-        let tables = catalogue::tables(control, &databases, self.filter).await?;
+        let tables = self.tables(control, &databases).await?;
         let plain: Vec<_> = tables
             .iter()
             .filter(|table| table.has_rows() && !table.transactional())
@@ -446,6 +458,7 @@ pub async fn missing_rights(
     connection: &mut Connection,
     server: &Server,
     accounts: bool,
+    everything: bool,
 ) -> Result<Vec<String>> {
     let me = connection
         .value("SELECT CURRENT_USER()")
@@ -467,13 +480,13 @@ pub async fn missing_rights(
             ));
         }
     };
-    want("SELECT", false, "nothing can be read");
-    want("SHOW VIEW", false, "views fail");
-    want("TRIGGER", false, "triggers fail");
-    want("EVENT", false, "events fail");
+    want("SELECT", everything, "nothing can be read");
+    want("SHOW VIEW", everything, "views fail");
+    want("TRIGGER", everything, "triggers fail");
+    want("EVENT", everything, "events fail");
     want(
         "LOCK TABLES",
-        false,
+        everything,
         "tables without transactions are not at the same instant",
     );
     want(

@@ -11,7 +11,9 @@ mod schema;
 use crate::mysql::catalogue::{Filter, Table, TableKind};
 use crate::mysql::connection::{Connection, Server, ident};
 use crate::mysql::mark;
-use crate::mysql::{Definer, LAYOUT, Mysql, SERVER_GROUP, catalogue, name_of, object_unit, part};
+use crate::mysql::{
+    Definer, LAYOUT, Mysql, SERVER_GROUP, SYSTEM_SCHEMAS, catalogue, name_of, object_unit, part,
+};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
 use bk_core::source::{
@@ -156,6 +158,7 @@ impl<'a> Restoring<'a> {
     }
 
     async fn run(&mut self, mut input: Input) -> Result<()> {
+        self.refuse_targets()?;
         self.refuse_existing().await?;
         self.name_missing_definers().await?;
         let mine = Unfinished {
@@ -209,7 +212,11 @@ impl<'a> Restoring<'a> {
 
     fn in_target(&self, selected: &Selected) -> Selected {
         Selected {
-            group: part(&self.database(&selected.group)),
+            group: if selected.group == SERVER_GROUP {
+                SERVER_GROUP.into()
+            } else {
+                part(&self.database(&selected.group))
+            },
             unit: selected.unit.clone(),
         }
     }
@@ -219,6 +226,19 @@ impl<'a> Restoring<'a> {
             .entry((unit.0.clone(), unit.1.clone(), stage))
             .or_default()
             .add(rows, bytes);
+    }
+
+    /// Under another name, a text that names its old database still means that one.
+    fn warn_of_old_name(&mut self, group: &str, what: &str, sql: &[u8]) {
+        let (old, new) = (name_of(group), self.database(group));
+        let word = format!("{}.", ident(&old));
+        if old != new && sql.windows(word.len()).any(|w| w == word.as_bytes()) {
+            self.tally.warnings.push(format!(
+                "{what} in {} still names {}",
+                ident(&new),
+                ident(&old)
+            ));
+        }
     }
 
     /// What stands in a target database, by unit name.
@@ -239,6 +259,38 @@ impl<'a> Restoring<'a> {
             objects.insert(object_unit(&event.kind, &event.name), object);
         }
         Ok(objects)
+    }
+
+    /// No group is written into a database of the server's own, and no two into one.
+    fn refuse_targets(&self) -> Result<()> {
+        let mut targets: HashMap<String, &str> = HashMap::new();
+        for selected in self.how.selected.iter().filter(|s| s.group != SERVER_GROUP) {
+            let database = self.database(&selected.group);
+            let lower = database.to_lowercase();
+            if SYSTEM_SCHEMAS.contains(&lower.as_str()) || database == mark::DATABASE {
+                return Err(
+                    conflict(format!("{} belongs to the server itself", ident(&database)))
+                        .hint("give --into another name, or leave it out with --exclude"),
+                );
+            }
+            let key = if self.server.lower_case_names {
+                lower
+            } else {
+                database.clone()
+            };
+            match targets.insert(key, &selected.group) {
+                Some(other) if other != selected.group => {
+                    return Err(conflict(format!(
+                        "`{other}` and `{}` would both become {}",
+                        selected.group,
+                        ident(&database)
+                    ))
+                    .hint("give each a name of its own with --into"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// `--existing refuse`: before anything is written.
@@ -393,8 +445,17 @@ impl<'a> Restoring<'a> {
                 continue;
             }
             for object in goes {
+                // Packages are known in this mode only.
+                let mode = match &object {
+                    Object::Program(kind, _) if kind.starts_with("PACKAGE") => "ORACLE",
+                    _ => "",
+                };
+                self.connection
+                    .run(format!("SET sql_mode='{mode}'"))
+                    .await?;
                 self.connection.run(object.drop(&database)).await?;
             }
+            self.connection.run("SET sql_mode=''").await?;
         }
         Ok(())
     }

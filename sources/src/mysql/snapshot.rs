@@ -188,7 +188,7 @@ impl MysqlSnapshot {
     async fn schema(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let mut writing = Writing::begin(out, "schema").await?;
         if self.with_accounts {
-            self.write_accounts(&mut writing).await?;
+            self.write_accounts(cx, &mut writing).await?;
         }
         for database in self.instant.databases.clone() {
             let text = ddl::database(&mut self.connection, &database).await?;
@@ -226,13 +226,51 @@ impl MysqlSnapshot {
             }
             writing.end(&unit, 0).await?;
         }
+        self.fail_marked(cx, &mut writing).await?;
         writing.close().await
     }
 
-    async fn write_accounts(&mut self, writing: &mut Writing<'_>) -> Result<()> {
+    /// What an unfinished restore owes and what is not even there yet fails as well: a database that was dropped and not made again is
+    /// no smaller server.
+    async fn fail_marked(&self, cx: &Context, writing: &mut Writing<'_>) -> Result<()> {
+        let here: HashSet<_> = self.instance_units();
+        let mut missing = BTreeSet::new();
+        for selected in self.marks.iter().flat_map(|mark| &mark.selected) {
+            match &selected.unit {
+                None if selected.group != SERVER_GROUP => {
+                    missing.insert((selected.group.clone(), "*".to_owned()))
+                }
+                Some(unit) if !unit.contains(':') => {
+                    missing.insert((selected.group.clone(), unit.clone()))
+                }
+                _ => false,
+            };
+        }
+        for unit in missing.into_iter().filter(|unit| !here.contains(unit)) {
+            writing.expect(&unit).await?;
+            writing
+                .fail(
+                    &unit,
+                    &bk_core::unfinished::refusal(&self.marks, &cx.instance),
+                )
+                .await?;
+            writing.end(&unit, 0).await?;
+        }
+        Ok(())
+    }
+
+    fn instance_units(&self) -> HashSet<(String, String)> {
+        self.instant.tables.iter().map(Table::unit).collect()
+    }
+
+    async fn write_accounts(&mut self, cx: &Context, writing: &mut Writing<'_>) -> Result<()> {
         let unit = (SERVER_GROUP.to_owned(), ACCOUNTS_UNIT.to_owned());
         writing.expect(&unit).await?;
-        match accounts::read(&mut self.connection, &self.server).await {
+        let read = match mark::refusal(&self.marks, &cx.instance, &unit) {
+            Some(refusal) => Err(refusal),
+            None => accounts::read(&mut self.connection, &self.server).await,
+        };
+        match read {
             Ok(mut accounts) => {
                 for warning in std::mem::take(&mut accounts.warnings) {
                     self.warn(warning);
@@ -244,8 +282,11 @@ impl MysqlSnapshot {
             }
             Err(error) if is_the_runs(&error) => return Err(error),
             Err(error) => {
-                let error =
-                    error.hint("GRANT SELECT ON mysql.* to the account, or set accounts = false");
+                let error = match error.kind {
+                    ErrorKind::Conflict => error,
+                    _ => error
+                        .hint("GRANT SELECT ON mysql.* to the account, or set accounts = false"),
+                };
                 self.broken.insert(unit.clone());
                 writing.fail(&unit, &error).await?;
             }

@@ -1,62 +1,132 @@
 //! What needs the rows: routines, grants, triggers, foreign keys, views, events.
 
-use super::schema::run_lenient;
+use super::schema::{PLAIN_SESSION, run_lenient};
 use super::{Restoring, body_of, stops};
 use crate::mysql::accounts::labelled;
-use crate::mysql::connection::ident;
-use crate::mysql::lexer::{Splitter, behind_quote, quoted_names};
+use crate::mysql::connection::{ident, quoted};
+use crate::mysql::lexer::{CreateTable, Splitter, behind_quote, is_foreign_key, quoted_names};
 use crate::mysql::{Definer, ddl, name_of};
-use bk_core::error::Result;
-use bk_core::source::{Input, Member, Stage};
+use bk_core::error::{Result, conflict};
+use bk_core::source::{Input, Stage};
 
-/// The constraint is there already, as the families say it.
-const DUPLICATE_CONSTRAINT: [&str; 3] = ["error 1826", "error 1061", "error 1005"];
+/// A member of the Finish stage.
+struct Part {
+    unit: (String, String),
+    path: String,
+    body: Vec<u8>,
+}
 
 impl Restoring<'_> {
     pub(super) async fn finish(&mut self, input: &mut Input) -> Result<()> {
         let members = input.stage(Stage::Finish).await?;
+        let mut views = Vec::new();
         while let Some(member) = members.next().await? {
             self.cx.check_cancelled()?;
-            let unit = member.unit.clone();
-            let shown = member.path.to_string();
             let bytes = member.len.unwrap_or_default();
-            match self.finish_member(member).await {
+            let part = Part {
+                unit: member.unit.clone(),
+                path: member.path.to_string(),
+                body: body_of(member).await?,
+            };
+            self.count(&part.unit, Stage::Finish, 0, bytes);
+            match self.finish_part(&part).await {
                 Ok(()) => {}
                 Err(error) if stops(&error) => return Err(error),
-                Err(error) => self.tally.failed.push(format!("{shown}: {error}")),
+                // It may read a view that comes later.
+                Err(_) if part.path.ends_with("/view.sql") => views.push(part),
+                Err(error) => self.tally.failed.push(format!("{}: {error}", part.path)),
             }
-            self.count(&unit, Stage::Finish, 0, bytes);
         }
-        // Routines and events were made in sessions of their own kind.
-        self.connection
-            .run("SET NAMES utf8mb4, character_set_results = NULL")
-            .await
+        self.finish_views(views).await?;
+        self.connection.run(PLAIN_SESSION).await
     }
 
-    async fn finish_member(&mut self, member: Member) -> Result<()> {
-        let unit = member.unit.clone();
-        let path = member.path.to_string();
-        let file = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let body = body_of(member).await?;
-        let database = self.database(&unit.0);
-        if file != "grants.sql" {
-            self.drop_before(&database, &unit.1, &file).await?;
+    /// Views that failed, again and again as long as one of them succeeds.
+    async fn finish_views(&mut self, mut views: Vec<Part>) -> Result<()> {
+        while !views.is_empty() {
+            let before = views.len();
+            let mut left = Vec::new();
+            let mut why = Vec::new();
+            for view in views {
+                match self.finish_part(&view).await {
+                    Ok(()) => {}
+                    Err(error) if stops(&error) => return Err(error),
+                    Err(error) => {
+                        why.push(format!("{}: {error}", view.path));
+                        left.push(view);
+                    }
+                }
+            }
+            if left.len() == before {
+                self.tally.failed.extend(why);
+                break;
+            }
+            views = left;
         }
-        let merged = self.tables.get(&unit).is_some_and(|made| made.merged);
-        for statement in Splitter::all(&body)? {
+        Ok(())
+    }
+
+    async fn finish_part(&mut self, part: &Part) -> Result<()> {
+        let unit = &part.unit;
+        let file = part.path.rsplit('/').next().unwrap_or_default();
+        let database = self.database(&unit.0);
+        self.connection.run(PLAIN_SESSION).await?;
+        if file != "grants.sql" {
+            self.drop_before(&database, &unit.1, file).await?;
+        }
+        let merged = self.tables.get(unit).is_some_and(|made| made.merged);
+        self.warn_of_old_name(&unit.0, &unit.1, &part.body);
+        for statement in Splitter::all(&part.body)? {
             let (label, sql) = labelled(&statement.sql);
             if label.is_some_and(|label| self.skipped_accounts.contains(&label)) {
                 continue;
             }
-            let sql = self.with_known_definer(self.renamed(sql, &unit.0, &database));
-            match run_lenient(&mut self.connection, &sql).await {
-                Err(error)
-                    if merged
-                        && file == "foreign_keys.sql"
-                        && DUPLICATE_CONSTRAINT
-                            .iter()
-                            .any(|code| error.what.contains(code)) => {}
-                other => other?,
+            let sql = self.with_known_definer(self.renamed(sql, &database));
+            if merged && sql.starts_with(b"ALTER TABLE ") {
+                self.add_missing_foreign_keys(&database, &unit.1, &sql)
+                    .await?;
+            } else {
+                run_lenient(&mut self.connection, &sql).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a table that stayed: the foreign keys that it does not have by name.
+    async fn add_missing_foreign_keys(
+        &mut self,
+        database: &str,
+        unit: &str,
+        sql: &[u8],
+    ) -> Result<()> {
+        let full = format!("{}.{}", ident(database), ident(&name_of(unit)));
+        let shown = self
+            .connection
+            .row(format!("SHOW CREATE TABLE {full}"))
+            .await?;
+        let here: Vec<String> = CreateTable::parse(
+            shown
+                .as_ref()
+                .and_then(|row| row.bytes(1))
+                .unwrap_or_default(),
+        )
+        .map(|table| table.clauses)
+        .unwrap_or_default()
+        .iter()
+        .filter(|clause| is_foreign_key(clause))
+        .filter_map(|clause| quoted_names(clause).into_iter().next())
+        .collect();
+        let text = String::from_utf8_lossy(sql).into_owned();
+        for add in text.split("\n  ADD ").skip(1) {
+            let name = quoted_names(add.as_bytes())
+                .into_iter()
+                .next()
+                .unwrap_or_default();
+            if !here.contains(&name) {
+                let add = add.trim_end().trim_end_matches(',');
+                self.connection
+                    .run(format!("ALTER TABLE {full} ADD {add}"))
+                    .await?;
             }
         }
         Ok(())
@@ -71,12 +141,28 @@ impl Restoring<'_> {
                 ident(&name_of(unit))
             )
         } else if let Some(trigger) = file.strip_prefix("trigger:") {
-            let name = trigger
-                .split_once(':')
-                .map_or("", |(_, name)| name)
-                .trim_end_matches(".sql");
+            let name = trigger.split_once(':').map_or("", |(_, name)| name);
             // The path is escaped once more than the name.
-            let name = name_of(&name_of(name));
+            let name = name_of(&name_of(name.strip_suffix(".sql").unwrap_or(name)));
+            let owner = self
+                .connection
+                .value(format!(
+                    "SELECT EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {} AND TRIGGER_NAME = {}",
+                    quoted(database),
+                    quoted(&name)
+                ))
+                .await?;
+            match owner {
+                None => return Ok(()),
+                Some(table) if table == name_of(unit) => {}
+                Some(table) => {
+                    return Err(conflict(format!(
+                        "a trigger {} is on table {} here",
+                        ident(&name),
+                        ident(&table)
+                    )));
+                }
+            }
             format!(
                 "DROP TRIGGER IF EXISTS {}.{}",
                 ident(database),
@@ -100,7 +186,7 @@ impl Restoring<'_> {
     }
 
     /// Names of databases in statements follow `--into`: in `USE`, `ALTER DATABASE` and `REFERENCES`. Bodies are not touched.
-    fn renamed(&self, sql: &[u8], group: &str, database: &str) -> Vec<u8> {
+    fn renamed(&self, sql: &[u8], database: &str) -> Vec<u8> {
         if sql.starts_with(b"USE ") {
             return format!("USE {}", ident(database)).into_bytes();
         }
@@ -119,7 +205,6 @@ impl Restoring<'_> {
         if !self.names.is_empty() && sql.starts_with(b"ALTER TABLE ") {
             return self.references_renamed(sql);
         }
-        let _ = group;
         sql.to_vec()
     }
 

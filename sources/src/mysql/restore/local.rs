@@ -112,7 +112,7 @@ fn statement_for(table: &str, names: &[String], vias: &[Via]) -> String {
             Via::Plain => fields.push(ident(name)),
             Via::Enum | Via::Set => {
                 fields.push(format!("@bk{n}"));
-                sets.push(format!("{}=@bk{n}+0", ident(name)));
+                sets.push(format!("{}=CAST(@bk{n} AS UNSIGNED)", ident(name)));
             }
             Via::Convert => {
                 fields.push(format!("@bk{n}"));
@@ -255,8 +255,9 @@ mod tests {
             "1\t1\t{\\'a\\':\\n1,2)}\t\\0\\t\n\\N\t\\N\t(\\\\\t\\N\n-2.5e3\t2\t\t\\\\a\n"
         );
         assert!(
-            load.sql
-                .ends_with("(`a`,@bk1,@bk2,`b`) SET `e`=@bk1+0,`j`=CONVERT(@bk2 USING utf8mb4)"),
+            load.sql.ends_with(
+                "(`a`,@bk1,@bk2,`b`) SET `e`=CAST(@bk1 AS UNSIGNED),`j`=CONVERT(@bk2 USING utf8mb4)"
+            ),
             "{}",
             load.sql
         );

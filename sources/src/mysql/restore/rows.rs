@@ -245,13 +245,30 @@ impl Worker<'_> {
             connection.run_counted(sql).await?
         };
         if warnings > 0 {
-            self.only_harmless(connection, made).await?;
+            self.only_harmless(connection, made, usize::from(warnings))
+                .await?;
         }
         Ok(rows)
     }
 
-    async fn only_harmless(&self, connection: &mut Connection, made: &Made) -> Result<()> {
-        for row in connection.rows("SHOW WARNINGS").await? {
+    async fn only_harmless(
+        &self,
+        connection: &mut Connection,
+        made: &Made,
+        counted: usize,
+    ) -> Result<()> {
+        let shown = connection.rows("SHOW WARNINGS").await?;
+        if shown.len() < counted {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the server counted {counted} warnings and shows {} of them",
+                    shown.len()
+                ),
+            )
+            .hint("set the server's max_error_count to 65535"));
+        }
+        for row in shown {
             let (code, message) = (row.word(1), row.word(2));
             // ENUM's error value can be stored, but warns each time.
             let known = code == DATA_TRUNCATED.to_string()

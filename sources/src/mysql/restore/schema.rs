@@ -9,6 +9,9 @@ use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Existing, Input, Member, Stage};
 use std::collections::HashSet;
 
+/// What members leave behind in a session must not change how definitions are read or names are understood.
+pub(super) const PLAIN_SESSION: &str =
+    "SET NAMES utf8mb4, character_set_results = NULL, sql_mode = ''";
 /// Rows of a table, in bytes of SQL, from which its secondary keys are added after the rows.
 const DEFER_FROM_BYTES: u64 = 16 << 20;
 
@@ -99,6 +102,7 @@ impl Restoring<'_> {
     }
 
     async fn create_table(&mut self, unit: &(String, String), sql: &[u8]) -> Result<()> {
+        self.warn_of_old_name(&unit.0, &unit.1, sql);
         let Some(table) = CreateTable::parse(sql) else {
             return self.connection.run(sql).await;
         };
@@ -148,6 +152,7 @@ impl Restoring<'_> {
             ident(&self.database(&unit.0)),
             ident(&crate::mysql::name_of(&unit.1))
         );
+        self.connection.run(PLAIN_SESSION).await?;
         let Some(row) = self
             .connection
             .row(format!("SHOW CREATE TABLE {full}"))
@@ -156,13 +161,32 @@ impl Restoring<'_> {
         else {
             return Ok(false);
         };
-        let has_key = archived
-            .clauses
-            .iter()
-            .any(|clause| clause.starts_with(b"PRIMARY KEY") || clause.starts_with(b"UNIQUE KEY"));
+        // Rows are replaced by their primary key. Unique keys let NULL in twice, and each replacement is history to a versioned table.
+        let versioned = contains(&archived.tail, b"WITH SYSTEM VERSIONING");
+        let has_key = !versioned
+            && archived
+                .clauses
+                .iter()
+                .any(|clause| clause.starts_with(b"PRIMARY KEY"));
         if !has_key {
+            self.tally.warnings.push(format!("{full} has no primary key to merge rows by, or keeps their history: it was made anew from the archive"));
             self.connection.run(format!("DROP TABLE {full}")).await?;
             return Ok(false);
+        }
+        let triggers = self
+            .connection
+            .value(format!(
+                "SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {} AND EVENT_OBJECT_TABLE = {}",
+                crate::mysql::connection::quoted(&self.database(&unit.0)),
+                crate::mysql::connection::quoted(&crate::mysql::name_of(&unit.1))
+            ))
+            .await?;
+        if triggers.as_deref() != Some("0") {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{full} has triggers, which would run for each row that is merged into it"),
+            )
+            .hint("repeat with --existing replace, or drop the triggers first: those of the archive come back"));
         }
         let here = without_foreign_keys(row.bytes(1).unwrap_or_default());
         if ddl::without_counter(&here) == ddl::without_counter(sql) {
@@ -187,12 +211,13 @@ impl Restoring<'_> {
             .value("SELECT CURRENT_USER()")
             .await?
             .unwrap_or_default();
+        // Named alone, not as a part of the whole server.
         let replace = self.how.existing == Some(Existing::Replace)
             && self
                 .how
                 .selected
                 .iter()
-                .any(|s| s.group == crate::mysql::SERVER_GROUP && s.unit.is_some());
+                .all(|s| s.group == crate::mysql::SERVER_GROUP);
         let mut created = 0;
         let mut left = Vec::new();
         for sql in statements {
@@ -216,14 +241,15 @@ impl Restoring<'_> {
                 text
             };
             if let Err(error) = self.connection.run(&text).await {
-                if stops(&error) {
+                if matches!(error.kind, ErrorKind::Cancelled | ErrorKind::Bug) {
                     return Err(error);
                 }
+                // A plugin that the target lacks, a right that it does not know: the account is named, the rest goes on.
                 self.tally.failed.push(format!("account {label}: {error}"));
             }
         }
         if !left.is_empty() {
-            self.skipped_accounts.extend(here);
+            self.skipped_accounts.extend(left.iter().cloned());
             self.tally.warnings.push(format!(
                 "accounts that are there were left as they are: {}; --only={}/./accounts --existing replace replaces them",
                 left.join(", "),
@@ -275,6 +301,7 @@ impl Restoring<'_> {
 
     /// Each table is as the archive says, or it is named.
     pub(super) async fn compare_definitions(&mut self) -> Result<()> {
+        self.connection.run(PLAIN_SESSION).await?;
         let mut tables: Vec<_> = self
             .tables
             .iter()

@@ -128,9 +128,10 @@ impl Taking<'_> {
         let taken = self.under_lock(&mut control, plain, readers).await;
         let released = control.run("BACKUP STAGE END").await;
         let held_micros = begun.elapsed().as_micros();
-        control.end().await;
         let mut instant = taken?;
         released?;
+        catalogue::stamp(&mut control, &instant.databases, &mut instant.tables).await?;
+        control.end().await;
         instant.held_micros = held_micros;
         instant.warnings = std::mem::take(&mut self.warnings);
         Ok(instant)
@@ -160,6 +161,7 @@ impl Taking<'_> {
         let held_micros = begun.elapsed().as_micros();
         let mut instant = taken?;
         released?;
+        catalogue::stamp(&mut control, &instant.databases, &mut instant.tables).await?;
         instant.guard = Some(control);
         instant.held_micros = held_micros;
         instant.warnings = std::mem::take(&mut self.warnings);
@@ -412,7 +414,8 @@ impl Taking<'_> {
         position: Option<String>,
     ) -> Result<Instant> {
         let databases = catalogue::databases(control, self.filter).await?;
-        let tables = self.tables(control, &databases).await?;
+        let mut tables = self.tables(control, &databases).await?;
+        catalogue::stamp(control, &databases, &mut tables).await?;
         let plain: Vec<_> = tables
             .iter()
             .filter(|table| table.has_rows() && !table.transactional())

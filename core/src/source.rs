@@ -9,7 +9,7 @@ pub use crate::archive::lane::{Counted, Lane, Output, Reader};
 pub use crate::archive::memory::Reserved;
 pub use crate::archive::tar::{Kind, Meta};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Result, unsupported};
 pub use crate::restore::input::{Body, Input, Member, Members, UnitCount};
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -104,6 +104,20 @@ pub struct Facts {
     /// Things that need a look.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+impl Facts {
+    /// A layout that a later version made is refused. `what` is in the plural: "the files".
+    pub fn refuse_newer_layout(&self, what: &str, known: u32) -> Result<()> {
+        if self.layout <= known {
+            return Ok(());
+        }
+        Err(unsupported(format!(
+            "{what} in the archive have layout {}; this version knows {known}",
+            self.layout
+        ))
+        .hint("use a newer bk"))
+    }
 }
 
 /// What a restore does with things that are there already.

@@ -36,13 +36,18 @@ pub(crate) const SERVER_GROUP: &str = ".";
 /// The unit of users, roles and grants.
 pub(crate) const ACCOUNTS_UNIT: &str = "accounts";
 /// Schemas that belong to the server itself: never dumped, never restored.
-pub(crate) const SYSTEM_SCHEMAS: [&str; 5] = [
+const SYSTEM_SCHEMAS: [&str; 5] = [
     "information_schema",
     "performance_schema",
     "sys",
     "mysql",
     "ndbinfo",
 ];
+
+/// Whether a schema belongs to the server, or is our own mark.
+pub(crate) fn is_servers_own(name: &str) -> bool {
+    SYSTEM_SCHEMAS.contains(&name.to_lowercase().as_str()) || name == mark::DATABASE
+}
 
 /// Settings of the source `mysql`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -322,17 +322,17 @@ impl Lane {
             ErrorKind::Unreachable,
             format!("`{path}` broke off after {good} bytes: {error}"),
         );
-        if let Some((group, name)) = &self.unit
-            && let Some(open) = self
-                .out
-                .0
-                .units()
-                .open
-                .get_mut(&(group.clone(), name.clone()))
-        {
-            open.failed.get_or_insert_with(|| failure.to_string());
-        }
+        self.fail_unit(&failure.to_string());
         failure
+    }
+
+    /// Its unit stays in the archive as far as it came; the first reason is the one that is told.
+    fn fail_unit(&self, why: &str) {
+        if let Some(unit) = &self.unit
+            && let Some(open) = self.out.0.units().open.get_mut(unit)
+        {
+            open.failed.get_or_insert_with(|| why.to_owned());
+        }
     }
 
     async fn submit_filling(&mut self, continues: bool) -> Result<()> {
@@ -376,17 +376,7 @@ impl Drop for Lane {
         if zeros > 0 {
             let path = self.streaming.clone().unwrap_or_default();
             self.filling.info.torn = Some((path, 0));
-            if let Some((group, name)) = &self.unit
-                && let Some(open) = self
-                    .out
-                    .0
-                    .units()
-                    .open
-                    .get_mut(&(group.clone(), name.clone()))
-            {
-                open.failed
-                    .get_or_insert_with(|| "a body was dropped half written".into());
-            }
+            self.fail_unit("a body was dropped half written");
         }
         let raw = std::mem::take(&mut self.filling.buffer);
         if zeros > 0 {

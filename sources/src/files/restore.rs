@@ -3,7 +3,7 @@
 use crate::files::mark::{self, MARK_NAME};
 use crate::files::{Files, Filter, FilterWords, LAYOUT};
 use bk_core::context::Context;
-use bk_core::error::{Error, Result, bug, conflict, unsupported};
+use bk_core::error::{Error, Result, bug, conflict};
 use bk_core::extract::write_member;
 use bk_core::name::{MemberPath, escape, unescape};
 use bk_core::source::{
@@ -30,13 +30,7 @@ pub(super) async fn restore(
         mark::forget(&target)?;
         return Ok(Tally::default());
     }
-    if input.facts().layout > LAYOUT {
-        return Err(unsupported(format!(
-            "the files in the archive have layout {}; this version knows {LAYOUT}",
-            input.facts().layout
-        ))
-        .hint("use a newer bk"));
-    }
+    input.facts().refuse_newer_layout("the files", LAYOUT)?;
     let restoring = Restoring::new(target, cx.clone(), how.clone(), &input)?;
     // File work, so not on an async thread; the members come from one.
     let runtime = tokio::runtime::Handle::current();

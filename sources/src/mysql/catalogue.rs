@@ -1,7 +1,7 @@
 //! What is on the server: databases, tables, columns, the key that orders a table, and everything that comes after the data.
 
-use crate::mysql::SYSTEM_SCHEMAS;
-use crate::mysql::connection::{Connection, Flavour, Server, ident, quoted};
+use crate::mysql::connection::{Connection, Flavour, Server, full, ident, quoted};
+use crate::mysql::is_servers_own;
 use crate::mysql::literal::Literal;
 use bk_core::error::{Result, not_found};
 use globset::{GlobBuilder, GlobMatcher};
@@ -60,10 +60,7 @@ impl Filter {
 
     /// Whether a database is taken.
     pub fn takes_database(&self, name: &str) -> bool {
-        let system = SYSTEM_SCHEMAS.contains(&name.to_lowercase().as_str())
-            || name == "lost+found"
-            || name.starts_with("#mysql50#")
-            || name == crate::mysql::mark::DATABASE;
+        let system = is_servers_own(name) || name == "lost+found" || name.starts_with("#mysql50#");
         !system
             && self
                 .databases
@@ -125,7 +122,7 @@ pub enum TableKind {
 impl Table {
     /// Quoted, with its database.
     pub fn full(&self) -> String {
-        format!("{}.{}", ident(&self.database), ident(&self.name))
+        full(&self.database, &self.name)
     }
 
     /// As InnoDB names its files: what is no letter, digit or `_` is `@` and its number.
@@ -491,23 +488,27 @@ pub struct Named {
     pub table: String,
 }
 
-/// Routines and packages, specifications before bodies.
-pub async fn routines(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
-    let rows = connection
-        .rows(format!(
-            "SELECT ROUTINE_TYPE, ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {}",
-            quoted(database)
-        ))
-        .await?;
-    let mut found: Vec<_> = rows
+/// Kind, name and table of each row.
+async fn named(connection: &mut Connection, database: &str, sql: String) -> Result<Vec<Named>> {
+    let rows = connection.rows(sql).await?;
+    Ok(rows
         .iter()
         .map(|row| Named {
             database: database.to_owned(),
             kind: row.word(0),
             name: row.word(1),
-            table: String::new(),
+            table: row.word(2),
         })
-        .collect();
+        .collect())
+}
+
+/// Routines and packages, specifications before bodies.
+pub async fn routines(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
+    let sql = format!(
+        "SELECT ROUTINE_TYPE, ROUTINE_NAME, '' FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {}",
+        quoted(database)
+    );
+    let mut found = named(connection, database, sql).await?;
     let rank = |kind: &str| match kind {
         "PACKAGE" => 0,
         "PACKAGE BODY" => 1,
@@ -520,39 +521,19 @@ pub async fn routines(connection: &mut Connection, database: &str) -> Result<Vec
 
 /// Triggers in the order in which they run.
 pub async fn triggers(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
-    let rows = connection
-        .rows(format!(
-            "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {} \
-             ORDER BY EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER",
-            quoted(database)
-        ))
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| Named {
-            database: database.to_owned(),
-            kind: "TRIGGER".into(),
-            name: row.word(0),
-            table: row.word(1),
-        })
-        .collect())
+    let sql = format!(
+        "SELECT 'TRIGGER', TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {} \
+         ORDER BY EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER",
+        quoted(database)
+    );
+    named(connection, database, sql).await
 }
 
 /// Events.
 pub async fn events(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
-    let rows = connection
-        .rows(format!(
-            "SELECT EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} ORDER BY EVENT_NAME",
-            quoted(database)
-        ))
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| Named {
-            database: database.to_owned(),
-            kind: "EVENT".into(),
-            name: row.word(0),
-            table: String::new(),
-        })
-        .collect())
+    let sql = format!(
+        "SELECT 'EVENT', EVENT_NAME, '' FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} ORDER BY EVENT_NAME",
+        quoted(database)
+    );
+    named(connection, database, sql).await
 }

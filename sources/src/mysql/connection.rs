@@ -200,6 +200,18 @@ impl Connection {
         Ok(counts)
     }
 
+    /// A statement of a script; one that this family takes for a comment is none.
+    pub async fn run_of_script(
+        &mut self,
+        sql: &[u8],
+    ) -> std::result::Result<(), mysql_async::Error> {
+        const EMPTY_QUERY: u16 = 1065;
+        match self.conn.query_drop(sql).await {
+            Err(error) if code(&error) == Some(EMPTY_QUERY) => Ok(()),
+            other => other,
+        }
+    }
+
     /// All rows.
     pub async fn rows(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Cells>> {
         let rows: Vec<Row> = self
@@ -323,6 +335,21 @@ fn numbers(text: &str) -> (u16, u16, u16) {
 /// A name in backticks.
 pub fn ident(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
+}
+
+/// A database's thing, quoted.
+pub fn full(database: &str, name: &str) -> String {
+    format!("{}.{}", ident(database), ident(name))
+}
+
+/// What the server says after a statement, by its word: `Records: 3  Duplicates: 1  Warnings: 0`.
+pub fn number_of(info: &str, word: &str) -> Option<u64> {
+    info.split(word)
+        .nth(1)?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// A text in quotes.

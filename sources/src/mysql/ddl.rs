@@ -4,7 +4,7 @@
 //! routine's meaning depends on its SQL mode and its character set.
 
 use crate::mysql::catalogue::{Named, Table};
-use crate::mysql::connection::{Cells, Connection, Server, ident, quoted};
+use crate::mysql::connection::{Cells, Connection, full, ident, quoted};
 use crate::mysql::lexer::{CreateTable, behind_quote, is_foreign_key, outside_quotes};
 use bk_core::error::{Error, ErrorKind, Result};
 use std::fmt::Write;
@@ -185,19 +185,14 @@ pub async fn view(connection: &mut Connection, table: &Table) -> Result<Vec<u8>>
 }
 
 /// A routine, package, trigger or event.
-pub async fn program(
-    connection: &mut Connection,
-    server: &Server,
-    named: &Named,
-) -> Result<Vec<u8>> {
+pub async fn program(connection: &mut Connection, named: &Named) -> Result<Vec<u8>> {
     connection
         .run(format!("USE {}", ident(&named.database)))
         .await?;
     let what = format!(
-        "{} {}.{}",
+        "{} {}",
         named.kind.to_lowercase(),
-        ident(&named.database),
-        ident(&named.name)
+        full(&named.database, &named.name)
     );
     let row = shown(
         connection,
@@ -221,7 +216,6 @@ pub async fn program(
     session += ";\n";
     let (before, after) = collation_around(connection, named, &row.word(5 + shift)).await?;
     let delimiter = delimiter_for(&create);
-    let _ = server;
     Ok([
         PREAMBLE.as_bytes(),
         use_database(&named.database).as_bytes(),

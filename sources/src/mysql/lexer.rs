@@ -299,7 +299,8 @@ fn may_be(rest: &[u8], word: &[u8]) -> bool {
     rest[..len].eq_ignore_ascii_case(&word[..len])
 }
 
-fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+/// Where bytes stand in others.
+pub fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 

@@ -124,16 +124,10 @@ impl Taking<'_> {
         control.run("BACKUP STAGE START").await?;
         control.run("BACKUP STAGE BLOCK_DDL").await?;
         control.run("BACKUP STAGE BLOCK_COMMIT").await?;
-        let begun = std::time::Instant::now();
-        let taken = self.under_lock(&mut control, plain, readers).await;
-        let released = control.run("BACKUP STAGE END").await;
-        let held_micros = begun.elapsed().as_micros();
-        let mut instant = taken?;
-        released?;
-        catalogue::stamp(&mut control, &instant.databases, &mut instant.tables).await?;
+        let instant = self
+            .until_released(&mut control, plain, readers, "BACKUP STAGE END")
+            .await?;
         control.end().await;
-        instant.held_micros = held_micros;
-        instant.warnings = std::mem::take(&mut self.warnings);
         Ok(instant)
     }
 
@@ -155,14 +149,28 @@ impl Taking<'_> {
             .await?;
         control.run("FLUSH NO_WRITE_TO_BINLOG TABLES").await?;
         control.run("FLUSH TABLES WITH READ LOCK").await?;
+        let mut instant = self
+            .until_released(&mut control, plain, readers, "UNLOCK TABLES")
+            .await?;
+        instant.guard = Some(control);
+        Ok(instant)
+    }
+
+    /// From the moment that the lock is held: what must be done under it, its release, and what can wait until after.
+    async fn until_released(
+        &mut self,
+        control: &mut Connection,
+        plain: Connection,
+        readers: &mut [Connection],
+        release: &str,
+    ) -> Result<Instant> {
         let begun = std::time::Instant::now();
-        let taken = self.under_lock(&mut control, plain, readers).await;
-        let released = control.run("UNLOCK TABLES").await;
+        let taken = self.under_lock(control, plain, readers).await;
+        let released = control.run(release).await;
         let held_micros = begun.elapsed().as_micros();
         let mut instant = taken?;
         released?;
-        catalogue::stamp(&mut control, &instant.databases, &mut instant.tables).await?;
-        instant.guard = Some(control);
+        catalogue::stamp(control, &instant.databases, &mut instant.tables).await?;
         instant.held_micros = held_micros;
         instant.warnings = std::mem::take(&mut self.warnings);
         Ok(instant)
@@ -279,30 +287,29 @@ impl Taking<'_> {
     }
 
     async fn position(&mut self, control: &mut Connection) -> Option<String> {
-        let asked = if self.server.is_maria() {
-            vec!["SELECT @@gtid_binlog_pos", "SHOW MASTER STATUS"]
-        } else if self.server.version >= (8, 2, 0) {
-            vec![
-                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
-                "SHOW BINARY LOG STATUS",
-            ]
-        } else {
-            vec![
-                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
-                "SHOW MASTER STATUS",
-            ]
-        };
         if !self.server.binary_log {
             return None;
         }
+        let (gtid, status) = if self.server.is_maria() {
+            ("SELECT @@gtid_binlog_pos", "SHOW MASTER STATUS")
+        } else {
+            (
+                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
+                if self.server.version >= (8, 2, 0) {
+                    "SHOW BINARY LOG STATUS"
+                } else {
+                    "SHOW MASTER STATUS"
+                },
+            )
+        };
         let gtid = control
-            .value(asked[0])
+            .value(gtid)
             .await
             .ok()
             .flatten()
             .unwrap_or_default()
             .replace('\n', "");
-        let file = match control.row(asked[1]).await {
+        let file = match control.row(status).await {
             Ok(Some(row)) => format!("{}:{}", row.word(0), row.word(1)),
             Ok(None) => String::new(),
             Err(error) => {

@@ -9,10 +9,10 @@ mod rows;
 mod schema;
 
 use crate::mysql::catalogue::{Filter, Table, TableKind};
-use crate::mysql::connection::{Connection, Server, ident};
+use crate::mysql::connection::{self, Connection, Server, full, ident};
 use crate::mysql::mark;
 use crate::mysql::{
-    Definer, LAYOUT, Mysql, SERVER_GROUP, SYSTEM_SCHEMAS, catalogue, name_of, object_unit, part,
+    Definer, LAYOUT, Mysql, SERVER_GROUP, catalogue, is_servers_own, name_of, object_unit, part,
 };
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
@@ -36,13 +36,7 @@ pub(super) async fn restore(
         mark::forget(&mut connection).await?;
         return Ok(Tally::default());
     }
-    if input.facts().layout > LAYOUT {
-        return Err(unsupported(format!(
-            "the databases in the archive have layout {}; this version knows {LAYOUT}",
-            input.facts().layout
-        ))
-        .hint("use a newer bk"));
-    }
+    input.facts().refuse_newer_layout("the databases", LAYOUT)?;
     if how.into_place.is_some() {
         return Err(unsupported("a server cannot be restored into a folder")
             .hint("--into mysql/shop=shop_copy gives a database another name"));
@@ -210,6 +204,18 @@ impl<'a> Restoring<'a> {
         name_of(self.names.get(group).map_or(group, String::as_str))
     }
 
+    /// A table of the archive as it is called in the target, quoted.
+    fn full(&self, unit: &(String, String)) -> String {
+        full(&self.database(&unit.0), &name_of(&unit.1))
+    }
+
+    async fn run_of_script(&mut self, sql: &[u8]) -> Result<()> {
+        self.connection
+            .run_of_script(sql)
+            .await
+            .map_err(connection::error)
+    }
+
     fn in_target(&self, selected: &Selected) -> Selected {
         Selected {
             group: if selected.group == SERVER_GROUP {
@@ -266,15 +272,14 @@ impl<'a> Restoring<'a> {
         let mut targets: HashMap<String, &str> = HashMap::new();
         for selected in self.how.selected.iter().filter(|s| s.group != SERVER_GROUP) {
             let database = self.database(&selected.group);
-            let lower = database.to_lowercase();
-            if SYSTEM_SCHEMAS.contains(&lower.as_str()) || database == mark::DATABASE {
+            if is_servers_own(&database) {
                 return Err(
                     conflict(format!("{} belongs to the server itself", ident(&database)))
                         .hint("give --into another name, or leave it out with --exclude"),
                 );
             }
             let key = if self.server.lower_case_names {
-                lower
+                database.to_lowercase()
             } else {
                 database.clone()
             };
@@ -357,10 +362,9 @@ impl<'a> Restoring<'a> {
 
     /// Tables that this restore did not write may point to rows that are gone now.
     async fn name_orphans(&mut self) -> Result<()> {
-        let mut units: Vec<_> = self.tables.keys().cloned().collect();
-        units.sort();
-        let ours: HashSet<(String, String)> = units
-            .iter()
+        let ours: HashSet<(String, String)> = self
+            .tables
+            .keys()
             .map(|unit| (self.database(&unit.0), name_of(&unit.1)))
             .collect();
         let schemas: BTreeSet<_> = ours.iter().map(|(database, _)| database.clone()).collect();
@@ -385,8 +389,8 @@ impl<'a> Restoring<'a> {
             let key = keys
                 .entry((child.0.clone(), child.1.clone(), row.word(0)))
                 .or_insert_with(|| ForeignKey {
-                    child: format!("{}.{}", ident(&child.0), ident(&child.1)),
-                    parent: format!("{}.{}", ident(&parent.0), ident(&parent.1)),
+                    child: full(&child.0, &child.1),
+                    parent: full(&parent.0, &parent.1),
                     columns: Vec::new(),
                 });
             key.columns.push((ident(&row.word(3)), ident(&row.word(6))));
@@ -502,7 +506,7 @@ impl Object {
                 format!("DROP {kind} IF EXISTS {}", table.full())
             }
             Self::Program(kind, name) => {
-                format!("DROP {kind} IF EXISTS {}.{}", ident(database), ident(name))
+                format!("DROP {kind} IF EXISTS {}", full(database, name))
             }
         }
     }

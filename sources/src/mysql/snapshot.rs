@@ -71,7 +71,6 @@ pub(super) async fn take(
         selection: source.filter.selection(),
         texts: HashMap::new(),
         foreign_keys: BTreeMap::new(),
-        rows: 0,
         definers: BTreeSet::new(),
         broken: HashSet::new(),
     })
@@ -92,7 +91,6 @@ pub(super) struct MysqlSnapshot {
     /// Hash of each table's definition, compared after its rows were read.
     texts: HashMap<(String, String), u64>,
     foreign_keys: BTreeMap<(String, String), Vec<u8>>,
-    rows: u64,
     /// Whom routines, triggers, views and events run as.
     definers: BTreeSet<String>,
     /// Tables that failed already: their later stages are not written.
@@ -233,7 +231,7 @@ impl MysqlSnapshot {
     /// What an unfinished restore owes and what is not even there yet fails as well: a database that was dropped and not made again is
     /// no smaller server.
     async fn fail_marked(&self, cx: &Context, writing: &mut Writing<'_>) -> Result<()> {
-        let here: HashSet<_> = self.instance_units();
+        let here = self.units();
         let mut missing = BTreeSet::new();
         for selected in self.marks.iter().flat_map(|mark| &mark.selected) {
             match &selected.unit {
@@ -259,7 +257,8 @@ impl MysqlSnapshot {
         Ok(())
     }
 
-    fn instance_units(&self) -> HashSet<(String, String)> {
+    /// Tables, views and sequences.
+    fn units(&self) -> HashSet<(String, String)> {
         self.instant.tables.iter().map(Table::unit).collect()
     }
 
@@ -379,7 +378,6 @@ impl MysqlSnapshot {
             }
         }
         let notes = std::mem::take(&mut *sharing.notes());
-        self.rows += notes.rows;
         for warning in notes.warnings {
             self.warn(warning);
         }
@@ -424,8 +422,8 @@ impl MysqlSnapshot {
         writing: &mut Writing<'_>,
         databases: &[String],
     ) -> Result<()> {
-        let taken: HashSet<_> = self.instant.tables.iter().map(Table::unit).collect();
-        let mut open: BTreeMap<(String, String), Option<Error>> = BTreeMap::new();
+        let taken = self.units();
+        let mut open: BTreeSet<(String, String)> = BTreeSet::new();
         let keys = std::mem::take(&mut self.foreign_keys);
         for database in databases {
             for (n, trigger) in catalogue::triggers(&mut self.connection, database)
@@ -438,11 +436,10 @@ impl MysqlSnapshot {
                 if !taken.contains(&unit) || self.broken.contains(&unit) {
                     continue;
                 }
-                if !open.contains_key(&unit) {
+                if open.insert(unit.clone()) {
                     writing.expect(&unit).await?;
-                    open.insert(unit.clone(), None);
                 }
-                match ddl::program(&mut self.connection, &self.server, trigger).await {
+                match ddl::program(&mut self.connection, trigger).await {
                     Ok(text) => {
                         self.remember_definer(&text);
                         let path = format!(
@@ -463,16 +460,15 @@ impl MysqlSnapshot {
             if self.broken.contains(&unit) {
                 continue;
             }
-            if !open.contains_key(&unit) {
+            if open.insert(unit.clone()) {
                 writing.expect(&unit).await?;
-                open.insert(unit.clone(), None);
             }
             writing.lane.unit(&unit.0, &unit.1);
             writing
                 .member(format!("{}/{}/foreign_keys.sql", unit.0, unit.1), text)
                 .await?;
         }
-        for unit in open.into_keys() {
+        for unit in open {
             writing.end(&unit, 0).await?;
         }
         Ok(())
@@ -488,7 +484,7 @@ impl MysqlSnapshot {
         writing.expect(&unit).await?;
         let text = match mark::refusal(&self.marks, &cx.instance, &unit) {
             Some(refusal) => Err(refusal),
-            None => ddl::program(&mut self.connection, &self.server, named).await,
+            None => ddl::program(&mut self.connection, named).await,
         };
         if let Ok(text) = &text {
             self.remember_definer(text);
@@ -655,7 +651,6 @@ struct Sharing {
 
 #[derive(Default)]
 struct Notes {
-    rows: u64,
     warnings: Vec<String>,
     broken: Vec<(String, String)>,
 }
@@ -809,7 +804,6 @@ impl Worker<'_> {
 
     fn note(&self, table: &Table, read: &dump::Read) {
         let mut notes = self.sharing.notes();
-        notes.rows += read.rows;
         if read.invalid > 0 {
             notes.warnings.push(format!(
                 "{} holds {} values in utf8 columns that are no UTF-8; they are carried as they are, but a server refuses or cuts them",

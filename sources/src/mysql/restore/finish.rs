@@ -1,9 +1,9 @@
 //! What needs the rows: routines, grants, triggers, foreign keys, views, events.
 
-use super::schema::{PLAIN_SESSION, run_lenient};
+use super::schema::PLAIN_SESSION;
 use super::{Restoring, body_of, stops};
 use crate::mysql::accounts::labelled;
-use crate::mysql::connection::{ident, quoted};
+use crate::mysql::connection::{full, ident, quoted};
 use crate::mysql::lexer::{CreateTable, Splitter, behind_quote, is_foreign_key, quoted_names};
 use crate::mysql::{Definer, ddl, name_of};
 use bk_core::error::{Result, conflict};
@@ -86,7 +86,7 @@ impl Restoring<'_> {
                 self.add_missing_foreign_keys(&database, &unit.1, &sql)
                     .await?;
             } else {
-                run_lenient(&mut self.connection, &sql).await?;
+                self.run_of_script(&sql).await?;
             }
         }
         Ok(())
@@ -99,10 +99,10 @@ impl Restoring<'_> {
         unit: &str,
         sql: &[u8],
     ) -> Result<()> {
-        let full = format!("{}.{}", ident(database), ident(&name_of(unit)));
+        let table = full(database, &name_of(unit));
         let shown = self
             .connection
-            .row(format!("SHOW CREATE TABLE {full}"))
+            .row(format!("SHOW CREATE TABLE {table}"))
             .await?;
         let here: Vec<String> = CreateTable::parse(
             shown
@@ -110,7 +110,7 @@ impl Restoring<'_> {
                 .and_then(|row| row.bytes(1))
                 .unwrap_or_default(),
         )
-        .map(|table| table.clauses)
+        .map(|create| create.clauses)
         .unwrap_or_default()
         .iter()
         .filter(|clause| is_foreign_key(clause))
@@ -125,7 +125,7 @@ impl Restoring<'_> {
             if !here.contains(&name) {
                 let add = add.trim_end().trim_end_matches(',');
                 self.connection
-                    .run(format!("ALTER TABLE {full} ADD {add}"))
+                    .run(format!("ALTER TABLE {table} ADD {add}"))
                     .await?;
             }
         }
@@ -135,11 +135,7 @@ impl Restoring<'_> {
     /// What is made again goes first: where it was selected it was to be replaced, and merging lets the archive win.
     async fn drop_before(&mut self, database: &str, unit: &str, file: &str) -> Result<()> {
         let sql = if file == "view.sql" {
-            format!(
-                "DROP VIEW IF EXISTS {}.{}",
-                ident(database),
-                ident(&name_of(unit))
-            )
+            format!("DROP VIEW IF EXISTS {}", full(database, &name_of(unit)))
         } else if let Some(trigger) = file.strip_prefix("trigger:") {
             let name = trigger.split_once(':').map_or("", |(_, name)| name);
             // The path is escaped once more than the name.
@@ -163,21 +159,16 @@ impl Restoring<'_> {
                     )));
                 }
             }
-            format!(
-                "DROP TRIGGER IF EXISTS {}.{}",
-                ident(database),
-                ident(&name)
-            )
+            format!("DROP TRIGGER IF EXISTS {}", full(database, &name))
         } else if let Some((kind, name)) = unit.split_once(':') {
             if kind.starts_with("package") {
                 // Known in this mode only.
                 self.connection.run("SET sql_mode=ORACLE").await?;
             }
             format!(
-                "DROP {} IF EXISTS {}.{}",
+                "DROP {} IF EXISTS {}",
                 kind.replace('_', " ").to_uppercase(),
-                ident(database),
-                ident(&name_of(name))
+                full(database, &name_of(name))
             )
         } else {
             return Ok(());

@@ -3,7 +3,7 @@
 //! Every escape that a segment uses means the same to LOAD DATA. What it takes differently (ENUM's error value, a negative zero, history)
 //! goes by INSERT. LOCAL turns errors into warnings, so records, skipped and warnings are checked; the caller falls back to INSERT.
 
-use crate::mysql::connection::{Connection, ident};
+use crate::mysql::connection::{Connection, ident, number_of};
 use crate::mysql::lexer::{CreateTable, Statement, behind_quote, outside_quotes, quoted_names};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -216,23 +216,14 @@ pub async fn run(
     let (_, warnings) = connection.run_counted(load.sql.as_bytes()).await?;
     let info = connection.conn.info().into_owned();
     if warnings == 0
-        && number(&info, "Records: ") == Some(load.rows)
-        && number(&info, "Skipped: ") == Some(0)
+        && number_of(&info, "Records: ") == Some(load.rows)
+        && number_of(&info, "Skipped: ") == Some(0)
     {
         connection.run_counted(b"COMMIT").await?;
         return Ok(Some(load.rows));
     }
     connection.run_counted(b"ROLLBACK").await?;
     Ok(None)
-}
-
-fn number(info: &str, word: &str) -> Option<u64> {
-    info.split(word)
-        .nth(1)?
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
 }
 
 #[cfg(test)]

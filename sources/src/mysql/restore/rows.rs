@@ -1,7 +1,7 @@
 //! Rows, over many connections at once. A segment is one transaction: it is there whole or not at all, and can be tried again.
 
 use super::{Count, Made, Restoring, body_of, local};
-use crate::mysql::connection::{self, Connection, ident};
+use crate::mysql::connection::{self, Connection, ident, number_of};
 use crate::mysql::lexer::{Splitter, Statement};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
@@ -17,7 +17,6 @@ const TRIES: usize = 10;
 const DEADLOCK: u16 = 1213;
 const LOCK_WAIT: u16 = 1205;
 const DATA_TRUNCATED: u16 = 1265;
-const EMPTY_QUERY: u16 = 1065;
 
 /// Members and rows that came back, by unit.
 type Counts = BTreeMap<(String, String), Count>;
@@ -193,10 +192,7 @@ impl Worker<'_> {
                 .await?;
             return Ok(());
         }
-        match connection.run_counted(sql).await {
-            Err(error) if connection::code(&error) == Some(EMPTY_QUERY) => Ok(()),
-            other => Ok(other.map(|_| ())?),
-        }
+        Ok(connection.run_of_script(sql).await?)
     }
 
     async fn transaction(
@@ -238,7 +234,7 @@ impl Worker<'_> {
             let replace = [b"REPLACE", &sql[b"INSERT".len()..]].concat();
             let (affected, warnings) = connection.run_counted(&replace).await?;
             (
-                records(&connection.conn.info()).unwrap_or(affected.min(1)),
+                number_of(&connection.conn.info(), "Records: ").unwrap_or(affected.min(1)),
                 warnings,
             )
         } else {
@@ -307,10 +303,4 @@ impl From<Error> for Tried {
     fn from(error: Error) -> Self {
         Self::Ours(error)
     }
-}
-
-/// `Records: 3  Duplicates: 1  Warnings: 0`.
-fn records(info: &str) -> Option<u64> {
-    let rest = info.split("Records: ").nth(1)?;
-    rest.split_whitespace().next()?.parse().ok()
 }

@@ -2,9 +2,11 @@
 
 use super::{Made, Restoring, body_of, stops};
 use crate::mysql::accounts::{self, labelled};
-use crate::mysql::connection::{Connection, ident};
-use crate::mysql::ddl;
-use crate::mysql::lexer::{CreateTable, Splitter, is_foreign_key, quoted_names};
+use crate::mysql::connection::{ident, quoted};
+use crate::mysql::lexer::{
+    CreateTable, Splitter, behind_quote, find, is_foreign_key, quoted_names,
+};
+use crate::mysql::{SERVER_GROUP, ddl, name_of};
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Existing, Input, Member, Stage};
 use std::collections::HashSet;
@@ -49,11 +51,6 @@ impl Restoring<'_> {
                     .await?;
             } else if sql.starts_with(b"CREATE DATABASE") {
                 self.create_database(&unit.0, sql).await?;
-            } else if sql.starts_with(b"CREATE ")
-                && CreateTable::parse(sql).is_some()
-                && !sql.starts_with(b"CREATE SEQUENCE")
-            {
-                self.create_table(&unit, sql).await?;
             } else if sql.starts_with(b"CREATE SEQUENCE") && self.existing == Existing::Merge {
                 let plain = String::from_utf8_lossy(sql).replacen(
                     "CREATE SEQUENCE",
@@ -61,8 +58,13 @@ impl Restoring<'_> {
                     1,
                 );
                 self.connection.run(plain).await?;
+            } else if sql.starts_with(b"CREATE ")
+                && !sql.starts_with(b"CREATE SEQUENCE")
+                && let Some(table) = CreateTable::parse(sql)
+            {
+                self.create_table(&unit, table, sql).await?;
             } else {
-                run_lenient(&mut self.connection, sql).await?;
+                self.run_of_script(sql).await?;
             }
         }
         Ok(0)
@@ -71,18 +73,14 @@ impl Restoring<'_> {
     /// A database that stays gets the archive's character set only when it is selected whole.
     async fn create_database(&mut self, group: &str, sql: &[u8]) -> Result<()> {
         let database = ident(&self.database(group));
-        let options = crate::mysql::lexer::behind_quote(
-            sql,
-            sql.iter().position(|b| *b == b'`').unwrap_or(0),
-            b'`',
-        )
-        .map(|end| sql[end + 1..].trim_ascii())
-        .unwrap_or_default();
+        let options = behind_quote(sql, sql.iter().position(|b| *b == b'`').unwrap_or(0), b'`')
+            .map(|end| sql[end + 1..].trim_ascii())
+            .unwrap_or_default();
         let there = self
             .connection
             .row(format!(
                 "SELECT 1 FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = {}",
-                crate::mysql::connection::quoted(&self.database(group))
+                quoted(&self.database(group))
             ))
             .await?
             .is_some();
@@ -101,11 +99,13 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    async fn create_table(&mut self, unit: &(String, String), sql: &[u8]) -> Result<()> {
+    async fn create_table(
+        &mut self,
+        unit: &(String, String),
+        table: CreateTable,
+        sql: &[u8],
+    ) -> Result<()> {
         self.warn_of_old_name(&unit.0, &unit.1, sql);
-        let Some(table) = CreateTable::parse(sql) else {
-            return self.connection.run(sql).await;
-        };
         let mut made = Made {
             create: sql.to_vec(),
             enums: enum_columns(&table),
@@ -147,11 +147,7 @@ impl Restoring<'_> {
         archived: &CreateTable,
         sql: &[u8],
     ) -> Result<bool> {
-        let full = format!(
-            "{}.{}",
-            ident(&self.database(&unit.0)),
-            ident(&crate::mysql::name_of(&unit.1))
-        );
+        let full = self.full(unit);
         self.connection.run(PLAIN_SESSION).await?;
         let Some(row) = self
             .connection
@@ -162,7 +158,7 @@ impl Restoring<'_> {
             return Ok(false);
         };
         // Rows are replaced by their primary key. Unique keys let NULL in twice, and each replacement is history to a versioned table.
-        let versioned = contains(&archived.tail, b"WITH SYSTEM VERSIONING");
+        let versioned = find(&archived.tail, b"WITH SYSTEM VERSIONING").is_some();
         let has_key = !versioned
             && archived
                 .clauses
@@ -177,8 +173,8 @@ impl Restoring<'_> {
             .connection
             .value(format!(
                 "SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {} AND EVENT_OBJECT_TABLE = {}",
-                crate::mysql::connection::quoted(&self.database(&unit.0)),
-                crate::mysql::connection::quoted(&crate::mysql::name_of(&unit.1))
+                quoted(&self.database(&unit.0)),
+                quoted(&name_of(&unit.1))
             ))
             .await?;
         if triggers.as_deref() != Some("0") {
@@ -213,17 +209,13 @@ impl Restoring<'_> {
             .unwrap_or_default();
         // Named alone, not as a part of the whole server.
         let replace = self.how.existing == Some(Existing::Replace)
-            && self
-                .how
-                .selected
-                .iter()
-                .all(|s| s.group == crate::mysql::SERVER_GROUP);
+            && self.how.selected.iter().all(|s| s.group == SERVER_GROUP);
         let mut created = 0;
         let mut left = Vec::new();
         for sql in statements {
             let (label, sql) = labelled(sql);
             let Some(label) = label else {
-                run_lenient(&mut self.connection, sql).await?;
+                self.run_of_script(sql).await?;
                 continue;
             };
             let is_new = sql.starts_with(b"CREATE ");
@@ -269,11 +261,7 @@ impl Restoring<'_> {
             .collect();
         for (unit, keys) in waiting {
             self.cx.check_cancelled()?;
-            let full = format!(
-                "{}.{}",
-                ident(&self.database(&unit.0)),
-                ident(&crate::mysql::name_of(&unit.1))
-            );
+            let full = self.full(&unit);
             // MySQL takes one FULLTEXT at a time.
             let (text, plain): (Vec<_>, Vec<_>) = keys
                 .into_iter()
@@ -309,11 +297,7 @@ impl Restoring<'_> {
             .collect();
         tables.sort();
         for (unit, create) in tables {
-            let full = format!(
-                "{}.{}",
-                ident(&self.database(&unit.0)),
-                ident(&crate::mysql::name_of(&unit.1))
-            );
+            let full = self.full(&unit);
             let row = self
                 .connection
                 .row(format!("SHOW CREATE TABLE {full}"))
@@ -338,16 +322,6 @@ impl Restoring<'_> {
     }
 }
 
-/// Runs a statement; one that this family takes for a comment is none.
-pub(super) async fn run_lenient(connection: &mut Connection, sql: &[u8]) -> Result<()> {
-    const EMPTY_QUERY: u16 = 1065;
-    match connection.run_counted(sql).await {
-        Ok(_) => Ok(()),
-        Err(error) if crate::mysql::connection::code(&error) == Some(EMPTY_QUERY) => Ok(()),
-        Err(error) => Err(crate::mysql::connection::error(error)),
-    }
-}
-
 fn without_foreign_keys(shown: &[u8]) -> Vec<u8> {
     match CreateTable::parse(shown) {
         Some(mut table) => {
@@ -365,7 +339,7 @@ fn enum_columns(table: &CreateTable) -> Vec<String> {
         .iter()
         .filter(|clause| clause.starts_with(b"`"))
         .filter_map(|clause| {
-            let end = crate::mysql::lexer::behind_quote(clause, 0, b'`')?;
+            let end = behind_quote(clause, 0, b'`')?;
             clause[end + 1..]
                 .trim_ascii_start()
                 .starts_with(b"enum(")
@@ -378,7 +352,7 @@ fn enum_columns(table: &CreateTable) -> Vec<String> {
 fn defer(clauses: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let counter = clauses
         .iter()
-        .find(|clause| clause.starts_with(b"`") && contains(clause, b" AUTO_INCREMENT"))
+        .find(|clause| clause.starts_with(b"`") && find(clause, b" AUTO_INCREMENT").is_some())
         .and_then(|clause| quoted_names(clause).into_iter().next());
     let has_primary = clauses
         .iter()
@@ -392,9 +366,9 @@ fn defer(clauses: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let clusters = !has_primary && clause.starts_with(b"UNIQUE");
         key && !leads_counter
             && !clusters
-            && !contains(clause, b"WITHOUT OVERLAPS")
-            && !contains(clause, b"USING HASH")
-            && !contains(clause, b"PARSER")
+            && find(clause, b"WITHOUT OVERLAPS").is_none()
+            && find(clause, b"USING HASH").is_none()
+            && find(clause, b"PARSER").is_none()
     };
     let is_key = |clause: &[u8]| !clause.starts_with(b"`");
     let from = clauses
@@ -429,12 +403,8 @@ fn key_columns(clause: &[u8]) -> Vec<String> {
     let Some(open) = clause.iter().position(|b| *b == b'`') else {
         return Vec::new();
     };
-    let Some(end) = crate::mysql::lexer::behind_quote(clause, open, b'`') else {
+    let Some(end) = behind_quote(clause, open, b'`') else {
         return Vec::new();
     };
     quoted_names(&clause[end + 1..])
-}
-
-fn contains(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|w| w == word)
 }

@@ -150,10 +150,10 @@ pub struct Which {
 /// `bk restore`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bk restore                                   newest archive, everything\n  bk restore --date 2026-08-22 --exclude caddy  that day, without Caddy\n  bk restore --only files/photos --into files=/tmp/look\n  bk restore backups/backup.2026-08-22.tar.xz  a file"
+    after_help = "Examples:\n  bk restore                                   newest archive, everything\n  bk restore --date 2026-08-22 --exclude caddy  that day, without Caddy\n  bk restore --only files/photos --into files=/tmp/look\n  bk restore backups/backup.2026-08-22.tar.xz  a file\n  bk restore dump.sql.gz --into mysql=shop      what bk did not make: a dump, a folder, a tar of Tutor's backup plugin"
 )]
 pub struct RestoreArgs {
-    /// An archive that is a file here
+    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]
@@ -167,7 +167,7 @@ pub struct RestoreArgs {
     /// Another name or place: instance/group=new, instance=PLACE
     #[arg(long, value_name = "FROM=TO")]
     pub into: Vec<String>,
-    /// The archive's instance OLD goes to the source NEW here
+    /// The archive's instance OLD goes to the source NEW here; of what bk did not make: the file or folder OLD
     #[arg(long = "as", value_name = "OLD=NEW")]
     pub renamed: Vec<String>,
     /// What to do with things that are there: refuse, merge (the archive wins, the rest stays) or replace (what is selected ends equal to the archive)
@@ -182,7 +182,7 @@ pub struct RestoreArgs {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
-    /// Restore from a partial archive what is whole in it
+    /// Restore from a partial archive what is whole in it, and a dump that was cut off
     #[arg(long)]
     pub allow_partial: bool,
     /// Do not check every selected block before the first byte is written
@@ -236,7 +236,7 @@ pub struct ListArgs {
 /// `bk show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// An archive that is a file here
+    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]
@@ -249,7 +249,7 @@ pub struct ShowArgs {
 /// `bk verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// An archive that is a file here
+    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]
@@ -262,7 +262,7 @@ pub struct VerifyArgs {
 /// `bk extract`
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// An archive that is a file here
+    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]

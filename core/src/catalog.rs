@@ -6,7 +6,7 @@
 use crate::archive::format::{FORMAT_MEMBER, FormatMember};
 use crate::archive::read_at::{ReadAt, SinkReadAt};
 use crate::archive::tail::Opened;
-use crate::archive::{tar, xz};
+use crate::archive::{foreign, tar, xz};
 use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
@@ -489,7 +489,10 @@ async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<Wha
             Ok(match head(read.as_ref()).await {
                 Some(head) if *head.site == *cx.site => What::Damaged(error.what),
                 Some(head) => What::OtherSite(head.site),
-                None if named_as_ours(&stored.name) && error.kind == ErrorKind::Corrupt => {
+                None if named_as_ours(&stored.name)
+                    && error.kind == ErrorKind::Corrupt
+                    && !begins_as_others(read.as_ref()).await =>
+                {
                     What::Damaged(error.what)
                 }
                 None => What::Foreign,
@@ -500,6 +503,15 @@ async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<Wha
             Ok(What::Damaged(error.what))
         }
         Err(error) => Err(error.within(format!("`{}`", stored.name))),
+    }
+}
+
+/// Tutor's backup plugin gives its archives names like ours.
+async fn begins_as_others(read: &dyn ReadAt) -> bool {
+    const ENOUGH_BYTES: u64 = 64 << 10;
+    match read.read_at(0, read.len().min(ENOUGH_BYTES)).await {
+        Ok(bytes) => foreign::begins_as_others_tar(&bytes),
+        Err(_) => false,
     }
 }
 

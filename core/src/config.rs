@@ -383,19 +383,21 @@ impl Config {
 
     /// The sink of this name.
     pub fn sink(&self, name: &str) -> Result<&SinkInstance> {
-        self.sinks
-            .iter()
-            .find(|sink| sink.name == name)
-            .ok_or_else(|| {
-                let names: Vec<_> = self
-                    .sinks
-                    .iter()
-                    .map(|sink| format!("`{}`", sink.name))
-                    .collect();
-                settings(format!("there is no sink `{name}`"))
-                    .hint(format!("the sinks are {}", names.join(", ")))
-            })
+        let found = self.sinks.iter().find(|sink| sink.name == name);
+        found.ok_or_else(|| missing("sink", name, self.sinks.iter().map(|sink| &sink.name)))
     }
+
+    /// The source of this name.
+    pub fn source(&self, name: &str) -> Result<&SourceInstance> {
+        let found = self.sources.iter().find(|source| source.name == name);
+        found.ok_or_else(|| missing("source", name, self.sources.iter().map(|s| &s.name)))
+    }
+}
+
+fn missing<'n>(kind: &str, name: &str, others: impl Iterator<Item = &'n String>) -> Error {
+    let names: Vec<_> = others.map(|other| format!("`{other}`")).collect();
+    settings(format!("there is no {kind} `{name}`"))
+        .hint(format!("the {kind}s are {}", names.join(", ")))
 }
 
 fn is_secret(schema: &Schema, setting: &str) -> bool {

@@ -99,3 +99,12 @@ impl Context {
         }
     }
 }
+
+/// Work that blocks, on a thread where it may.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| crate::error::bug(format!("blocking work ended: {e}")))?
+}

@@ -43,15 +43,17 @@ pub struct RestorePlan {
     pub tool: String,
     /// Whether it is whole.
     pub complete: bool,
+    /// Whether `bk` did not make it.
+    pub foreign: bool,
     /// The settings file.
     pub settings: String,
     /// What is restored.
     pub targets: Vec<Target>,
     /// What is left out, with the reason.
     pub skipped: Vec<(String, String)>,
-    /// Instances of the archive that have no source here.
+    /// Instances of the archive that have no source here; of what `bk` did not make, the files that no source here knows.
     pub without_source: Vec<String>,
-    /// Bytes that are read of the archive.
+    /// Bytes that are read of the archive, all passes together.
     pub reads_bytes: u64,
     /// Bytes that it has.
     pub of_bytes: u64,

@@ -1,5 +1,6 @@
 //! One restore: choose, plan, verify what will be read, write, count, compare. Plan in, report out.
 
+pub mod foreign;
 pub mod input;
 pub mod select;
 
@@ -55,11 +56,18 @@ pub struct Request {
 pub struct Prepared<'a> {
     /// What is about to happen.
     pub plan: RestorePlan,
-    selected: Selected,
-    copies: Arc<Copies>,
+    origin: Origin,
     sources: Vec<(String, &'a SourceInstance, RestoreOptions)>,
     request: Request,
     warnings: Vec<String>,
+}
+
+/// What is read.
+enum Origin {
+    /// An archive: what of it, and its copies.
+    Archive(Selected, Arc<Copies>),
+    /// What `bk` did not make: what each source gets of it.
+    Foreign(HashMap<String, Arc<foreign::Claimed>>),
 }
 
 /// Opens the archive that is meant: the copy that is read first, and those that stand in.
@@ -166,6 +174,11 @@ pub async fn prepare<'a>(
     config: &'a Config,
     request: Request,
 ) -> Result<Prepared<'a>> {
+    if let Some(path) = request.file.clone()
+        && foreign::is_foreign(&path).await?
+    {
+        return foreign::prepare(cx, config, request, path).await;
+    }
     let (chosen, mut warnings) = open(cx, config, &request).await?;
     let opened = chosen.copies[0].1.clone();
     let manifest = &opened.manifest;
@@ -241,6 +254,7 @@ pub async fn prepare<'a>(
         created: manifest.created,
         tool: manifest.tool.clone(),
         complete: manifest.complete,
+        foreign: false,
         settings: config.path.display().to_string(),
         targets,
         skipped,
@@ -250,8 +264,7 @@ pub async fn prepare<'a>(
     };
     Ok(Prepared {
         plan,
-        selected,
-        copies: Arc::new(Copies::new(chosen.copies)),
+        origin: Origin::Archive(selected, Arc::new(Copies::new(chosen.copies))),
         sources,
         request,
         warnings,
@@ -286,6 +299,8 @@ fn options(
         id: id.to_owned(),
         archive: archive.to_owned(),
         selected: selected.of_instance(archived),
+        selection: request.selection.of_instance(archived),
+        partial_too: request.wish.partial_too,
         forget_unfinished: false,
         keep_setuid: request.keep_setuid,
         outward_links: request.outward_links,
@@ -338,16 +353,6 @@ fn target(
     selected: &Selected,
 ) -> Target {
     let totals = selected.totals_of(instance);
-    let into = options
-        .into_group
-        .iter()
-        .map(|(from, to)| format!("{from} as {to}"))
-        .chain(
-            options
-                .into_place
-                .iter()
-                .map(|p| format!("into {}", p.display())),
-        );
     Target {
         instance: instance.to_owned(),
         source: name.to_owned(),
@@ -357,8 +362,18 @@ fn target(
         units: totals.units,
         rows: totals.rows,
         bytes: totals.bytes,
-        into: into.collect(),
+        into: into_lines(options),
     }
+}
+
+/// New names and places, for people.
+fn into_lines(options: &RestoreOptions) -> Vec<String> {
+    let groups = options.into_group.iter();
+    let place = options.into_place.iter();
+    groups
+        .map(|(from, to)| format!("{from} as {to}"))
+        .chain(place.map(|p| format!("into {}", p.display())))
+        .collect()
 }
 
 impl Prepared<'_> {
@@ -375,6 +390,10 @@ impl Prepared<'_> {
             causes: Vec::new(),
         };
         for name in &self.plan.without_source {
+            if self.plan.foreign {
+                report.causes.push(foreign::unclaimed_cause(name));
+                continue;
+            }
             let mut cause = Cause::partial(
                 name,
                 "the archive has it, but there is no source of that name here",
@@ -407,7 +426,9 @@ impl Prepared<'_> {
                 }
             }
         }
-        report.healed = self.copies.healed();
+        if let Origin::Archive(_, copies) = &self.origin {
+            report.healed = copies.healed();
+        }
         report.causes.sort_by_key(|cause| cause.class);
         report
     }
@@ -462,17 +483,20 @@ impl Prepared<'_> {
         words.join(" ")
     }
 
-    /// Every selected block's stored sum, before the first byte is written.
+    /// Every selected block's stored sum, before the first byte is written. A foreign thing was read to its end when it was planned.
     async fn verify_first(&self, cx: &Context) -> Result<()> {
+        let Origin::Archive(selected, copies) = &self.origin else {
+            return Ok(());
+        };
         if self.request.no_verify_first {
             return Ok(());
         }
         cx.tell(&Event::Phase("verifying"));
-        let bad = self.copies.verify(&self.selected.picked).await?;
+        let bad = copies.verify(&selected.picked).await?;
         if bad.is_empty() {
             return Ok(());
         }
-        let touched = self.selected.units_in(&bad);
+        let touched = selected.units_in(&bad);
         let only: Vec<String> = self
             .request
             .selection
@@ -494,34 +518,35 @@ impl Prepared<'_> {
         let cx = cx.for_instance(&source.name);
         cx.tell(&Event::Phase("restoring"));
         let began = std::time::Instant::now();
-        let delivered = Arc::new(Mutex::new(Delivered {
-            declared: self.selected.declared(instance),
-            ..Delivered::default()
-        }));
-        let input = self.input(&cx, instance, delivered.clone())?;
+        let delivered = Arc::new(Mutex::new(Delivered::default()));
+        let input = self.input(&cx, instance, &delivered)?;
         let expected = input.counts.clone();
         let tally = source.source.restore(&cx, input, options).await?;
         cx.tell(&Event::Done);
-        if let Some(failure) = &delivered
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .failure
-        {
+        if let Some(failure) = &lock(&delivered).failure {
             return Err(failure.duplicate());
         }
         let mut causes = Vec::new();
-        self.compare_delivered(instance, &delivered)?;
-        compare_tally(&source.name, &expected, &tally, &mut causes);
+        let units = match &self.origin {
+            Origin::Archive(selected, _) => {
+                compare_delivered(selected, instance, &lock(&delivered))?;
+                compare_tally(&source.name, &expected, &tally, &mut causes);
+                selected.totals_of(instance).units
+            }
+            Origin::Foreign(_) => {
+                compare_entries(&source.name, &expected, &tally, &mut causes);
+                units_of(&tally)
+            }
+        };
         causes.extend(
             tally
                 .failed
                 .iter()
                 .map(|what| Cause::partial(&source.name, what.clone())),
         );
-        let totals = self.selected.totals_of(instance);
         let restored = RestoredReport {
             name: source.name.clone(),
-            units: totals.units,
+            units,
             rows: tally.units.iter().map(|u| u.rows).sum(),
             members: tally.units.iter().map(|u| u.members).sum(),
             bytes: tally.units.iter().map(|u| u.bytes).sum(),
@@ -535,37 +560,63 @@ impl Prepared<'_> {
         &self,
         cx: &Context,
         instance: &str,
-        delivered: Arc<Mutex<Delivered>>,
+        delivered: &Arc<Mutex<Delivered>>,
     ) -> Result<Input> {
-        let archived = self
-            .copies
-            .first()
-            .manifest
-            .instance(instance)
-            .ok_or_else(|| crate::error::bug("an instance that the manifest does not know"))?;
-        let facts = archived.facts.clone();
-        Ok(self
-            .selected
-            .input(cx, instance, facts, self.copies.clone(), delivered))
-    }
-
-    /// What came out of the archive is what its index promises.
-    fn compare_delivered(&self, instance: &str, delivered: &Mutex<Delivered>) -> Result<()> {
-        let delivered = delivered
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (key, declared) in self.selected.declared(instance) {
-            let got = delivered.counts.get(&key).copied().unwrap_or_default();
-            if got != declared {
-                let unit = self.selected.unit_name(key.0);
-                return Err(Error::corrupt(format!(
-                    "unit `{instance}/{unit}` should have {} members and {} bytes, the archive holds {} and {}",
-                    declared.0, declared.1, got.0, got.1
-                )));
+        match &self.origin {
+            Origin::Archive(selected, copies) => {
+                lock(delivered).declared = selected.declared(instance);
+                let unknown = || crate::error::bug("an instance that the manifest does not know");
+                let archived = copies.first().manifest.instance(instance);
+                let facts = archived.ok_or_else(unknown)?.facts.clone();
+                Ok(selected.input(cx, instance, facts, copies.clone(), delivered.clone()))
+            }
+            Origin::Foreign(claimed) => {
+                let unknown = || crate::error::bug("a source that claimed nothing");
+                let claimed = claimed.get(instance).ok_or_else(unknown)?;
+                Ok(claimed.input(cx, instance, delivered.clone()))
             }
         }
-        Ok(())
     }
+}
+
+fn lock(delivered: &Mutex<Delivered>) -> std::sync::MutexGuard<'_, Delivered> {
+    delivered
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What came out of the archive is what its index promises.
+fn compare_delivered(selected: &Selected, instance: &str, delivered: &Delivered) -> Result<()> {
+    for (key, declared) in selected.declared(instance) {
+        let got = delivered.counts.get(&key).copied().unwrap_or_default();
+        if got != declared {
+            let unit = selected.unit_name(key.0);
+            return Err(Error::corrupt(format!(
+                "unit `{instance}/{unit}` should have {} members and {} bytes, the archive holds {} and {}",
+                declared.0, declared.1, got.0, got.1
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Of what `bk` did not make only the entries are known beforehand.
+fn compare_entries(source: &str, expected: &[UnitCount], tally: &Tally, causes: &mut Vec<Cause>) {
+    let members = |counts: &[UnitCount]| counts.iter().map(|unit| unit.members).sum::<u64>();
+    let (want, got) = (members(expected), members(&tally.units));
+    if want != got && tally.failed.is_empty() && !expected.is_empty() {
+        let error = Error::new(
+            ErrorKind::Plugin,
+            format!("{got} of {want} entries were restored"),
+        );
+        causes.push(Cause::of(Class::Failed, source, &error));
+    }
+}
+
+fn units_of(tally: &Tally) -> u64 {
+    let named = tally.units.iter().filter(|unit| !unit.name.is_empty());
+    let units: std::collections::HashSet<_> = named.map(|unit| (&unit.group, &unit.name)).collect();
+    units.len() as u64
 }
 
 /// What the target acknowledged, against the manifest: a difference is a failure, not a warning.
@@ -609,11 +660,7 @@ fn compare_tally(source: &str, expected: &[UnitCount], tally: &Tally, causes: &m
 
 /// Forgets the mark of an unfinished restore of one instance.
 pub async fn forget_unfinished(cx: &Context, config: &Config, name: &str) -> Result<()> {
-    let source = config
-        .sources
-        .iter()
-        .find(|s| s.name == name)
-        .ok_or_else(|| settings(format!("there is no source `{name}`")))?;
+    let source = config.source(name)?;
     let options = RestoreOptions {
         existing: None,
         into_group: Vec::new(),
@@ -621,6 +668,8 @@ pub async fn forget_unfinished(cx: &Context, config: &Config, name: &str) -> Res
         id: crate::backup::draw_id()?,
         archive: String::new(),
         selected: Vec::new(),
+        selection: Selection::default(),
+        partial_too: false,
         forget_unfinished: true,
         keep_setuid: false,
         outward_links: false,

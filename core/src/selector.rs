@@ -118,6 +118,19 @@ impl Selection {
         only && !self.exclude.iter().any(|s| s.takes(instance, group, unit))
     }
 
+    /// What of it speaks of this instance.
+    #[must_use]
+    pub fn of_instance(&self, instance: &str) -> Self {
+        let of = |list: &[Selector]| {
+            let touching = list.iter().filter(|s| s.touches(instance));
+            touching.cloned().collect()
+        };
+        Self {
+            only: of(&self.only),
+            exclude: of(&self.exclude),
+        }
+    }
+
     /// Whether the instance may hold anything selected.
     pub fn touches_instance(&self, instance: &str) -> bool {
         let only = self.only.is_empty() || self.only.iter().any(|s| s.touches(instance));
@@ -171,6 +184,12 @@ impl<'a> Matched<'a> {
     /// An instance went by, whatever it holds.
     pub fn see_instance(&mut self, instance: &str) {
         self.unmatched.retain(|s| !s.takes_instance(instance));
+        self.names.insert(instance.to_owned());
+    }
+
+    /// An instance went by whose units are known only when they are read; its source follows its selectors itself.
+    pub fn leave_to(&mut self, instance: &str) {
+        self.unmatched.retain(|s| !s.touches(instance));
         self.names.insert(instance.to_owned());
     }
 

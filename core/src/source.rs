@@ -10,12 +10,16 @@ pub use crate::archive::memory::Reserved;
 pub use crate::archive::tar::{Kind, Meta};
 use crate::context::Context;
 use crate::error::{Result, unsupported};
+use crate::name::MemberPath;
 pub use crate::restore::input::{Body, Input, Member, Members, UnitCount};
+use crate::selector::Selection;
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Something that can be backed up and put back.
 #[async_trait]
@@ -147,6 +151,10 @@ pub struct RestoreOptions {
     pub archive: String,
     /// What is selected: whole groups (no unit) and single units. The mark in the target holds it.
     pub selected: Vec<Selected>,
+    /// What was asked of this instance, for what does not say before it is read which units it holds. Names are those of `Context::instance`.
+    pub selection: Selection,
+    /// Restore also what was cut off.
+    pub partial_too: bool,
     /// Forget the mark of an unfinished restore, write nothing else.
     pub forget_unfinished: bool,
     /// Give back setuid and setgid bits.
@@ -181,20 +189,27 @@ pub struct Tally {
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Path as it stands.
-    pub path: String,
-    /// Bytes.
+    pub path: MemberPath,
+    /// File, folder or link.
+    pub kind: Kind,
+    /// Bytes as it stands.
     pub len: u64,
-    /// First 4 KiB, decompressed.
-    pub head: Vec<u8>,
-    /// Names of what lies beside it.
-    pub beside: Vec<String>,
+    /// First 4 KiB, decompressed. Empty for what is no file, and in things of more than 16,384 files for the later ones.
+    pub head: Bytes,
+    /// Names of what lies beside it, sorted, its own among them.
+    pub beside: Arc<Vec<Vec<u8>>>,
 }
 
 /// A source's word that it can restore a foreign thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// In which stage.
+    /// In which stage. A thing may be claimed for several; each stage is one pass.
     pub stage: Stage,
-    /// Group and unit that it makes.
-    pub unit: (String, String),
+    /// Group and unit that it makes; nothing where that is known only when it is read: then the source goes by
+    /// `RestoreOptions::selection` itself.
+    pub unit: Option<(String, String)>,
+    /// Under which path the source gets it.
+    pub path: MemberPath,
+    /// The source gets it decompressed.
+    pub unpacked: bool,
 }

@@ -1,14 +1,16 @@
 //! Caddy's data folder: certificates, keys, accounts. A `files` source that knows what is in it.
 
+use crate::files::walk::unit_of;
 use crate::files::{Files, FilesSettings};
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::Result;
+use bk_core::name::MemberPath;
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
 use bk_core::source::{
-    Facts, Health, Input, Output, PointInTime, RestoreOptions, Snapshot, SnapshotOptions, Source,
-    Stage, Tally,
+    Candidate, Claim, Facts, Health, Input, Kind, Output, PointInTime, RestoreOptions, Snapshot,
+    SnapshotOptions, Source, Stage, Tally,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -98,6 +100,50 @@ impl Source for Caddy {
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
         self.files.restore(cx, input, how).await
     }
+
+    /// A data folder as others pack it: `caddy/…` or `data/caddy/…` (Tutor's backup plugin), or the folder itself.
+    fn claim(&self, what: &Candidate) -> Vec<Claim> {
+        let inside = inside_data_folder(what);
+        let claimed = inside.filter(|path| {
+            let first = path.parts().next();
+            first != Some(b"locks") && matches!(what.kind, Kind::File | Kind::Directory)
+        });
+        claimed
+            .map(|path| {
+                let is_folder = what.kind == Kind::Directory;
+                Claim {
+                    // Folders last: what is written into them changes their time.
+                    stage: if is_folder {
+                        Stage::Finish
+                    } else {
+                        Stage::Data
+                    },
+                    unit: Some(unit_of(&path, is_folder)),
+                    path,
+                    unpacked: false,
+                }
+            })
+            .into_iter()
+            .collect()
+    }
+}
+
+/// The path beneath the data folder.
+fn inside_data_folder(what: &Candidate) -> Option<MemberPath> {
+    let parts: Vec<&[u8]> = what.path.parts().collect();
+    if parts.is_empty() {
+        return None;
+    }
+    let above = match parts.as_slice() {
+        [b"caddy", ..] => 1,
+        [b"data", b"caddy", ..] => 2,
+        _ => {
+            let own = |name: &[u8]| CADDYS_OWN.iter().any(|own| own.as_bytes() == name);
+            let is_here = own(parts[0]) || parts.len() == 1 && what.beside.iter().any(|n| own(n));
+            return is_here.then(|| what.path.clone());
+        }
+    };
+    MemberPath::new(parts[above..].join(&b'/')).ok()
 }
 
 /// A snapshot of the folder that lists certificates in its facts.

@@ -15,6 +15,7 @@ mod lock;
 mod mark;
 mod restore;
 mod snapshot;
+mod statement;
 
 use crate::mysql::connection::{Access, Server};
 use async_trait::async_trait;
@@ -23,7 +24,9 @@ use bk_core::error::{Error, Result};
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
 use bk_core::settings::Settings;
-use bk_core::source::{Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally};
+use bk_core::source::{
+    Candidate, Claim, Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -235,7 +238,14 @@ impl Source for Mysql {
     }
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
+        if input.foreign().is_some() {
+            return restore::foreign::restore(self, cx, input, how).await;
+        }
         restore::restore(self, cx, input, how).await
+    }
+
+    fn claim(&self, what: &Candidate) -> Vec<Claim> {
+        restore::foreign::claim(what)
     }
 }
 

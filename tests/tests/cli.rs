@@ -857,6 +857,12 @@ fn foreign_and_damaged_files_are_named_and_never_counted() {
     home.bk(&["backup"]).ended(0);
     let name = home.archives()[0].clone();
     home.write("out/foreign.tar.xz", "not an archive of ours");
+    let tutors =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tutor/backup.2026-08-22.tar.xz");
+    home.write(
+        "out/backup.2026-08-22.tar.xz",
+        std::fs::read(tutors).unwrap(),
+    );
     let bytes = std::fs::read(home.path("out").join(&name)).unwrap();
     home.write("out/backup.2020-01-01.tar.xz", &bytes[..bytes.len() - 10]);
     let list = home.bk(&["list", "--all"]).ended(0).stdout;
@@ -864,6 +870,8 @@ fn foreign_and_damaged_files_are_named_and_never_counted() {
         list.contains("foreign: not made by bk") && list.contains("DAMAGED"),
         "{list}"
     );
+    let tutors = list.lines().find(|line| line.contains("2026-08-22"));
+    assert!(tutors.unwrap().contains("foreign"), "{list}");
     home.bk(&["verify", "--all"]).ended(7);
     home.bk(&["verify", "out/backup.2020-01-01.tar.xz"])
         .ended(7);

@@ -115,19 +115,22 @@ async fn list_versions(
 
 fn print_plan(plan: &RestorePlan) {
     let state = if plan.complete { "" } else { "  PARTIAL" };
-    say(&format!(
-        "  from {}  {}  version {}  made {} by {}{state}",
-        plan.from,
-        plan.name,
-        plan.version,
-        plan.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        plan.tool
-    ));
+    let made = plan.created.strftime("%Y-%m-%d %H:%M:%S UTC");
+    say(&if plan.foreign {
+        format!("  from {}  last changed {made}, not made by bk", plan.name)
+    } else {
+        format!(
+            "  from {}  {}  version {}  made {made} by {}{state}",
+            plan.from, plan.name, plan.version, plan.tool
+        )
+    });
     plan.targets.iter().for_each(print_target);
     for name in &plan.without_source {
-        say(&format!(
-            "  {name:10} is in the archive, but no source here has that name"
-        ));
+        say(&if plan.foreign {
+            format!("  {name} is nothing that a source here knows")
+        } else {
+            format!("  {name:10} is in the archive, but no source here has that name")
+        });
     }
     for (name, why) in &plan.skipped {
         say(&format!("  skipped    {name} ({why})"));

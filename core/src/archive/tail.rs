@@ -202,7 +202,7 @@ fn offsets(records: &[Record], blocks_end: u64) -> Result<Vec<u64>> {
 fn manifest_of(raw: &[u8]) -> Result<Manifest> {
     let corrupt = || {
         Error::corrupt("the last block is not a manifest as bk writes it")
-            .hint("is it an archive that bk made? Others: bk restore --help, \"foreign\"")
+            .hint("is it an archive that bk made? bk restore FILE also takes what others made")
     };
     let mut text = Vec::new();
     tar::read_members(raw, |head, body| {

@@ -230,6 +230,27 @@ pub struct Head {
 /// Calls `each` with every member of a tar stream and its body; what `each` leaves of a body is skipped.
 pub fn read_members<R: Read>(
     stream: R,
+    each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
+    members(stream, |path| path, each)
+}
+
+/// The same of a tar that others made: paths may begin with `./`, and the root itself may be a member.
+pub fn read_foreign_members<R: Read>(
+    stream: R,
+    each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
+    let plain = |path: Vec<u8>| match path.strip_prefix(b"./") {
+        Some(rest) => rest.to_vec(),
+        None if path == b"." => Vec::new(),
+        None => path,
+    };
+    members(stream, plain, each)
+}
+
+fn members<R: Read>(
+    stream: R,
+    named: impl Fn(Vec<u8>) -> Vec<u8>,
     mut each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     let damaged =
@@ -240,7 +261,7 @@ pub fn read_members<R: Read>(
     let mut archive = tar::Archive::new(stream);
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
-        let head = head(&mut entry).map_err(damaged)??;
+        let head = head(&mut entry, &named).map_err(damaged)??;
         each(head, &mut entry)?;
     }
     Ok(())
@@ -254,7 +275,7 @@ pub fn heads(piece: &[u8]) -> Result<((u64, u64), u64)> {
     let damaged = |e: std::io::Error| Error::corrupt(format!("the tar inside is damaged: {e}"));
     for entry in archive.entries_with_seek().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
-        let head = head(&mut entry).map_err(damaged)??;
+        let head = head(&mut entry, |path| path).map_err(damaged)??;
         members += 1;
         bytes += head.len;
         let end = entry.raw_file_position() + head.len + padding(head.len);
@@ -266,12 +287,21 @@ pub fn heads(piece: &[u8]) -> Result<((u64, u64), u64)> {
     Ok(((members, bytes), owed))
 }
 
-fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>> {
-    let mut name = entry.path_bytes().into_owned();
+fn head<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+    named: impl Fn(Vec<u8>) -> Vec<u8>,
+) -> std::io::Result<Result<Head>> {
+    let mut name = named(entry.path_bytes().into_owned());
+    let type_flag = entry.header().entry_type();
     let link = entry
         .link_name_bytes()
         .map(std::borrow::Cow::into_owned)
         .unwrap_or_default();
+    let link = if type_flag == tar::EntryType::Link {
+        named(link)
+    } else {
+        link
+    };
     let len = entry.size();
     let header = entry.header();
     let mut meta = Meta {
@@ -286,7 +316,6 @@ fn head<R: Read>(entry: &mut tar::Entry<'_, R>) -> std::io::Result<Result<Head>>
         mtime: (header.mtime()? as i64, 0),
         inode_group: None,
     };
-    let type_flag = header.entry_type();
     if type_flag == tar::EntryType::Directory && name.last() == Some(&b'/') {
         name.pop();
     }

@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, bug};
 use crate::event::Event;
 use crate::name::{MemberPath, hash64};
+use crate::restore::foreign::Claimed;
 use crate::source::Facts;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -49,9 +50,16 @@ pub struct Input {
     pub(crate) unit_names: Arc<Vec<(String, String)>>,
     pub(crate) counts: Vec<UnitCount>,
     pub(crate) failed: Vec<(String, String)>,
-    pub(crate) copies: Arc<Copies>,
-    pub(crate) picked: HashMap<Stage, Vec<Picked>>,
+    pub(crate) from: From,
     pub(crate) delivered: Arc<Mutex<Delivered>>,
+}
+
+/// Where members come from.
+pub(crate) enum From {
+    /// Blocks of an archive, by stage.
+    Archive(Arc<Copies>, HashMap<Stage, Vec<Picked>>),
+    /// Entries of a thing that `bk` did not make.
+    Foreign(Arc<Claimed>),
 }
 
 /// What went to the source, counted by the engine.
@@ -74,8 +82,7 @@ impl Input {
             unit_names: Arc::default(),
             counts: Vec::new(),
             failed: Vec::new(),
-            copies: Arc::new(Copies::new(Vec::new())),
-            picked: HashMap::new(),
+            from: From::Archive(Arc::new(Copies::new(Vec::new())), HashMap::new()),
             delivered: Arc::default(),
         }
     }
@@ -95,13 +102,44 @@ impl Input {
         &self.failed
     }
 
+    /// Name of the thing that all of this comes from, where `bk` did not make it: no facts, no counts of rows, members as they were claimed.
+    pub fn foreign(&self) -> Option<&str> {
+        match &self.from {
+            From::Foreign(claimed) => Some(claimed.name()),
+            From::Archive(..) => None,
+        }
+    }
+
     /// Opens a stage; the one before must be read to its end. Each stage once, in the order of `Stage::ALL`.
     pub async fn stage(&mut self, stage: Stage) -> Result<Members> {
-        let picked = self.picked.remove(&stage).unwrap_or_default();
-        let (blocks, cut) = std::sync::mpsc::sync_channel::<Result<Decoded>>(BLOCKS_WAITING);
         let (members, queue) = mpsc::channel(MEMBERS_WAITING);
+        match &mut self.from {
+            From::Archive(copies, picked) => {
+                let picked = picked.remove(&stage).unwrap_or_default();
+                let copies = copies.clone();
+                self.cut(stage, copies, picked, members);
+            }
+            From::Foreign(claimed) => {
+                let claimed = claimed.clone();
+                self.deliver(stage, claimed, members);
+            }
+        }
+        Ok(Members {
+            queue: Arc::new(tokio::sync::Mutex::new(queue)),
+            delivered: self.delivered.clone(),
+        })
+    }
+
+    /// Blocks of an archive, decoded side by side and cut into members.
+    fn cut(
+        &self,
+        stage: Stage,
+        copies: Arc<Copies>,
+        picked: Vec<Picked>,
+        members: mpsc::Sender<Result<Member>>,
+    ) {
+        let (blocks, cut) = std::sync::mpsc::sync_channel::<Result<Decoded>>(BLOCKS_WAITING);
         let cx = self.cx.clone();
-        let copies = self.copies.clone();
         tokio::spawn(async move {
             let mut decoded = std::pin::pin!(copies.decode(picked));
             while let Some(block) = decoded.next().await {
@@ -122,10 +160,19 @@ impl Input {
             cx: self.cx.clone(),
         };
         tokio::task::spawn_blocking(move || cutter.run(cut));
-        Ok(Members {
-            queue: Arc::new(tokio::sync::Mutex::new(queue)),
-            delivered: self.delivered.clone(),
-        })
+    }
+
+    /// A pass over a thing that `bk` did not make.
+    fn deliver(&self, stage: Stage, claimed: Arc<Claimed>, members: mpsc::Sender<Result<Member>>) {
+        let (cx, delivered) = (self.cx.clone(), self.delivered.clone());
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = claimed.deliver(&cx, stage, &runtime, &members) {
+                lock(&delivered).failure = Some(error.duplicate());
+                // Nobody waits any more when the restore has ended.
+                let _ = members.blocking_send(Err(error));
+            }
+        });
     }
 }
 
@@ -187,7 +234,7 @@ pub enum Body {
 /// A large body as it comes.
 #[derive(Debug)]
 pub struct BodyStream {
-    chunks: mpsc::Receiver<Result<Bytes>>,
+    pub(crate) chunks: mpsc::Receiver<Result<Bytes>>,
 }
 
 impl BodyStream {
@@ -485,7 +532,8 @@ fn unwrap_io(error: std::io::Error) -> Error {
     }
 }
 
-fn pump(chunks: &Chunks, body: &mut dyn Read, limit: u64) -> Result<()> {
+/// Sends a body on, piece by piece.
+pub(crate) fn pump(chunks: &Chunks, body: &mut dyn Read, limit: u64) -> Result<()> {
     let mut left = limit;
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);

@@ -264,8 +264,7 @@ impl Selected {
             unit_names: self.unit_names(),
             counts: self.counts_of(instance),
             failed: self.failed_of(instance),
-            copies,
-            picked,
+            from: crate::restore::input::From::Archive(copies, picked),
             delivered,
         }
     }

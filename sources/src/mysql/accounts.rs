@@ -53,7 +53,8 @@ impl Account {
         )
     }
 
-    fn is_reserved(&self) -> bool {
+    /// Whether it belongs to the server, or is root: never dumped, never touched.
+    pub fn is_reserved(&self) -> bool {
         matches!(
             self.user.as_str(),
             "root"

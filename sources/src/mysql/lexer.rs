@@ -122,6 +122,16 @@ impl Splitter {
         }
     }
 
+    /// Whether what was read so far ends inside of quotes or of a comment.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Quote(_) | State::BlockComment)
+    }
+
+    /// The line that was reached, from 1.
+    pub fn line(&self) -> u64 {
+        self.line
+    }
+
     fn advance(&mut self, bytes: usize) {
         let to = (self.at + bytes).min(self.buffer.len());
         for byte in &self.buffer[self.at..to] {

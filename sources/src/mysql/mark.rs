@@ -2,6 +2,7 @@
 
 use crate::mysql::connection::{Connection, quoted};
 use bk_core::error::{Error, ErrorKind, Result};
+use bk_core::source::Selected;
 use bk_core::unfinished::{self, Unfinished};
 
 /// Name of the mark's database; no backup takes it.
@@ -79,8 +80,18 @@ async fn remove(connection: &mut Connection, id: &str) -> Result<()> {
         .await
 }
 
-/// Takes this restore out; the last one takes the database away.
-pub async fn finish(connection: &mut Connection, id: &str) -> Result<()> {
+/// Takes this restore out, but for what it left unfinished; the last one takes the database away.
+pub async fn finish(connection: &mut Connection, id: &str, left: &[Selected]) -> Result<()> {
+    if !left.is_empty() {
+        let left = serde_json::to_string(left).map_err(|e| bk_core::error::bug(e.to_string()))?;
+        return connection
+            .run(format!(
+                "UPDATE {DATABASE}.restores SET selected = {} WHERE id = {}",
+                quoted(&left),
+                quoted(id)
+            ))
+            .await;
+    }
     remove(connection, id).await?;
     if read(connection).await?.is_empty() {
         forget(connection).await?;

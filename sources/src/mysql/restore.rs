@@ -4,12 +4,14 @@
 //! tables are added after their rows. What the server acknowledges is counted, and each table's definition is compared in the end.
 
 mod finish;
+pub(super) mod foreign;
 mod local;
 mod rows;
 mod schema;
 
+use crate::mysql::accounts::Account;
 use crate::mysql::catalogue::{Filter, Table, TableKind};
-use crate::mysql::connection::{self, Connection, Server, full, ident};
+use crate::mysql::connection::{self, Connection, Server, full, ident, quoted};
 use crate::mysql::mark;
 use crate::mysql::{
     Definer, LAYOUT, Mysql, SERVER_GROUP, catalogue, is_servers_own, name_of, object_unit, part,
@@ -74,6 +76,8 @@ struct Restoring<'a> {
     missing_definers: HashSet<String>,
     /// Definers that the archive names.
     definers: Vec<String>,
+    /// Rights on routines that were dropped to make way: the server forgets them with the routine.
+    routine_rights: Vec<String>,
     counts: BTreeMap<(String, String, Stage), Count>,
     tally: Tally,
 }
@@ -145,6 +149,7 @@ impl<'a> Restoring<'a> {
             skipped_accounts: HashSet::new(),
             missing_definers: HashSet::new(),
             definers: serde_json::from_value(facts.more["definers"].clone()).unwrap_or_default(),
+            routine_rights: Vec::new(),
             server,
             counts: BTreeMap::new(),
             tally: Tally::default(),
@@ -182,10 +187,16 @@ impl<'a> Restoring<'a> {
         while large.next().await?.is_some() {}
         self.add_deferred_keys().await?;
         self.finish(&mut input).await?;
+        self.give_rights_back().await?;
         self.compare_definitions().await?;
         self.name_orphans().await?;
-        mark::finish(&mut self.connection, &self.how.id).await?;
-        self.tally.units = std::mem::take(&mut self.counts)
+        mark::finish(&mut self.connection, &self.how.id, &[]).await?;
+        self.tally.units = self.take_counts();
+        Ok(())
+    }
+
+    fn take_counts(&mut self) -> Vec<UnitCount> {
+        std::mem::take(&mut self.counts)
             .into_iter()
             .map(|((group, name, stage), count)| UnitCount {
                 group,
@@ -195,7 +206,82 @@ impl<'a> Restoring<'a> {
                 rows: count.rows,
                 bytes: count.bytes,
             })
-            .collect();
+            .collect()
+    }
+
+    /// Kept on purpose, and named as long as the list is no book.
+    fn keep(&mut self, what: String) {
+        if self.tally.kept.len() < KEPT_NAMED {
+            self.tally.kept.push(what);
+        }
+    }
+
+    async fn drop_object(&mut self, object: &Object, database: &str) -> Result<()> {
+        // Packages are known in this mode only.
+        let mode = match object {
+            Object::Program(kind, _) if kind.starts_with("PACKAGE") => "ORACLE",
+            _ => "",
+        };
+        self.connection
+            .run(format!("SET sql_mode='{mode}'"))
+            .await?;
+        if let Object::Program(kind, name) = object {
+            self.remember_rights(database, kind, name).await;
+        }
+        self.connection.run(object.drop(database)).await?;
+        self.connection.run("SET sql_mode=''").await
+    }
+
+    /// Rights that others have on a routine which is about to be dropped. Accounts are not what is restored here, so they keep theirs.
+    async fn remember_rights(&mut self, database: &str, kind: &str, name: &str) {
+        // Who may not read the rights cannot give them back either.
+        let rows = self
+            .connection
+            .rows(format!(
+                "SELECT User, Host, Proc_priv FROM mysql.procs_priv WHERE Db = {} AND Routine_name = {} AND Routine_type = {}",
+                quoted(database),
+                quoted(name),
+                quoted(kind)
+            ))
+            .await
+            .unwrap_or_default();
+        for row in rows {
+            let (user, host) = (row.word(0), row.word(1));
+            let account = Account {
+                role: host.is_empty(),
+                user,
+                host,
+            };
+            let words = row.word(2).to_uppercase();
+            let (option, rights): (Vec<_>, Vec<_>) =
+                words.split(',').partition(|word| *word == "GRANT");
+            let rights = if rights.is_empty() {
+                "USAGE".to_owned()
+            } else {
+                rights.join(", ")
+            };
+            let option = if option.is_empty() {
+                ""
+            } else {
+                " WITH GRANT OPTION"
+            };
+            self.routine_rights.push(format!(
+                "GRANT {rights} ON {kind} {} TO {}{option}",
+                full(database, name),
+                account.sql()
+            ));
+        }
+    }
+
+    /// Gives them back where the routine is there again.
+    async fn give_rights_back(&mut self) -> Result<()> {
+        for sql in std::mem::take(&mut self.routine_rights) {
+            match self.connection.run(sql).await {
+                Err(error) if stops(&error) => return Err(error),
+                // Not restored, or of another kind now: then nobody has rights on it.
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -435,9 +521,7 @@ impl<'a> Restoring<'a> {
                 let left_out = !self.filter.takes(&name_of(&group), &name_of(&unit));
                 if left_out || self.failed.contains(&(group.clone(), unit.clone())) {
                     kept += 1;
-                    if self.tally.kept.len() < KEPT_NAMED {
-                        self.tally.kept.push(format!("{database}/{unit}"));
-                    }
+                    self.keep(format!("{database}/{unit}"));
                 } else {
                     goes.push(object);
                 }
@@ -449,17 +533,8 @@ impl<'a> Restoring<'a> {
                 continue;
             }
             for object in goes {
-                // Packages are known in this mode only.
-                let mode = match &object {
-                    Object::Program(kind, _) if kind.starts_with("PACKAGE") => "ORACLE",
-                    _ => "",
-                };
-                self.connection
-                    .run(format!("SET sql_mode='{mode}'"))
-                    .await?;
-                self.connection.run(object.drop(&database)).await?;
+                self.drop_object(&object, &database).await?;
             }
-            self.connection.run("SET sql_mode=''").await?;
         }
         Ok(())
     }

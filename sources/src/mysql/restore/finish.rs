@@ -165,11 +165,9 @@ impl Restoring<'_> {
                 // Known in this mode only.
                 self.connection.run("SET sql_mode=ORACLE").await?;
             }
-            format!(
-                "DROP {} IF EXISTS {}",
-                kind.replace('_', " ").to_uppercase(),
-                full(database, &name_of(name))
-            )
+            let (kind, name) = (kind.replace('_', " ").to_uppercase(), name_of(name));
+            self.remember_rights(database, &kind, &name).await;
+            format!("DROP {kind} IF EXISTS {}", full(database, &name))
         } else {
             return Ok(());
         };

@@ -283,7 +283,8 @@ impl Worker<'_> {
     }
 }
 
-fn is_lock(error: &mysql_async::Error) -> bool {
+/// Whether another's lock was in the way.
+pub(super) fn is_lock(error: &mysql_async::Error) -> bool {
     matches!(connection::code(error), Some(DEADLOCK | LOCK_WAIT))
 }
 

@@ -196,7 +196,10 @@ impl Restoring<'_> {
     }
 
     /// Accounts that are there stay as they are, unless they were named and `--existing replace` was said.
-    async fn accounts<'s>(&mut self, statements: impl Iterator<Item = &'s [u8]>) -> Result<u64> {
+    pub(super) async fn accounts<'s>(
+        &mut self,
+        statements: impl Iterator<Item = &'s [u8]>,
+    ) -> Result<u64> {
         let here: HashSet<String> = accounts::list(&mut self.connection, &self.server)
             .await?
             .iter()

@@ -1,0 +1,540 @@
+//! Restoring what `bk` did not make: each source is asked which entries are its own, then gets those, one pass for each stage.
+
+use crate::archive::foreign::{Foreign, decompressed, said};
+use crate::archive::format::{GATHERED_MAX_BYTES, Stage};
+use crate::archive::read_at::{FileReadAt, ReadAt};
+use crate::archive::tail::Opened;
+use crate::archive::tar::{Head, Kind, Meta};
+use crate::config::{Config, SourceInstance};
+use crate::context::{Context, blocking};
+use crate::error::{Error, ErrorKind, Result, bug, conflict, not_found};
+use crate::event::Event;
+use crate::name::{MemberPath, escape};
+use crate::plan::{RestorePlan, Target};
+use crate::report::Cause;
+use crate::restore::input::{Body, BodyStream, Delivered, Input, Member, UnitCount, pump};
+use crate::restore::{Origin, Prepared, Request};
+use crate::selector::{Matched, parse_into};
+use crate::source::{Candidate, Claim, Facts, RestoreOptions, Selected};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// How much of a file a source is shown before it claims it.
+const HEAD_BYTES: u64 = 4096;
+/// Files whose heads are kept: 64 MiB of them.
+const HEADS_KEPT: usize = 16_384;
+/// Entries that nobody claims and that are named one by one.
+const UNCLAIMED_NAMED: usize = 8;
+
+/// What one instance gets of a foreign thing.
+pub struct Claimed {
+    thing: Arc<Foreign>,
+    by_path: HashMap<MemberPath, Vec<Claim>>,
+}
+
+/// Whether a path is no archive of ours. One of ours that is damaged is still ours, as long as its first block can be read.
+pub async fn is_foreign(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(true);
+    }
+    let read: Arc<dyn ReadAt> = Arc::new(FileReadAt::open(path)?);
+    match Opened::open(read.clone()).await {
+        Err(error) if matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+            Ok(crate::catalog::head(read.as_ref()).await.is_none())
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Plans its restore. Reads it once, writes nothing.
+pub async fn prepare<'a>(
+    cx: &Context,
+    config: &'a Config,
+    request: Request,
+    path: PathBuf,
+) -> Result<Prepared<'a>> {
+    let thing = Arc::new(Foreign::open(&path).await?);
+    cx.tell(&Event::Phase("looking"));
+    let candidates = scan(cx, &thing).await?;
+    let found = claims(config, &request, &thing, &candidates)?;
+    let id = crate::backup::draw_id()?;
+    let mut plan = RestorePlan {
+        id: id.clone(),
+        from: "file".into(),
+        name: thing.name.clone(),
+        version: String::new(),
+        archive: thing.name.clone(),
+        created: jiff::Timestamp::from_second(thing.modified)
+            .map_err(|e| bug(format!("a file's time: {e}")))?,
+        tool: "others".into(),
+        complete: true,
+        foreign: true,
+        settings: config.path.display().to_string(),
+        targets: Vec::new(),
+        skipped: Vec::new(),
+        without_source: Vec::new(),
+        reads_bytes: 0,
+        of_bytes: thing.stored_bytes(),
+    };
+    if request.selection.only.is_empty() {
+        plan.without_source = unclaimed(&candidates, &found);
+    }
+    let mut warnings = Vec::new();
+    let mut sources = Vec::new();
+    let mut claimed = HashMap::new();
+    for (name, by_path) in found {
+        let source = config.source(&name)?;
+        let health = source
+            .source
+            .check(&cx.for_instance(&name))
+            .await
+            .map_err(|e| e.within(format!("the target `{name}`")))?;
+        warnings.extend(health.warnings.iter().map(|w| format!("`{name}`: {w}")));
+        let options = options(&request, &name, &id, &thing.name, &by_path)?;
+        plan.targets.push(target(
+            source,
+            &health.describe,
+            &options,
+            &by_path,
+            &candidates,
+        ));
+        let stages: BTreeSet<Stage> = by_path.values().flatten().map(|c| c.stage).collect();
+        plan.reads_bytes += plan.of_bytes * stages.len() as u64;
+        sources.push((name.clone(), source, options));
+        let thing = thing.clone();
+        claimed.insert(name, Arc::new(Claimed { thing, by_path }));
+    }
+    super::into_are_used(&request.into, &sources)?;
+    Ok(Prepared {
+        plan,
+        origin: Origin::Foreign(claimed),
+        sources,
+        request,
+        warnings,
+    })
+}
+
+/// Every entry with its first bytes and its neighbours.
+async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
+    let (thing, cx, runtime) = (thing.clone(), cx.clone(), Handle::current());
+    let mut candidates = blocking(move || {
+        let mut candidates = Vec::new();
+        let mut heads = 0;
+        thing.pass(&runtime, &mut |entry, body| {
+            cx.check_cancelled()?;
+            let head = if entry.meta.kind == Kind::File && heads < HEADS_KEPT {
+                heads += 1;
+                head_of(body, &entry.path.to_string())?
+            } else {
+                Bytes::new()
+            };
+            candidates.push(Candidate {
+                path: entry.path,
+                kind: entry.meta.kind,
+                len: entry.len,
+                head,
+                beside: Arc::default(),
+            });
+            Ok(())
+        })?;
+        Ok(candidates)
+    })
+    .await?;
+    let mut folders: HashMap<Vec<u8>, BTreeSet<Vec<u8>>> = HashMap::new();
+    for candidate in &candidates {
+        let (folder, name) = parted(&candidate.path);
+        folders.entry(folder).or_default().insert(name);
+    }
+    let folders: HashMap<Vec<u8>, Arc<Vec<Vec<u8>>>> = folders
+        .into_iter()
+        .map(|(folder, names)| (folder, Arc::new(names.into_iter().collect())))
+        .collect();
+    for candidate in &mut candidates {
+        let (folder, _) = parted(&candidate.path);
+        candidate.beside = folders.get(&folder).cloned().unwrap_or_default();
+    }
+    Ok(candidates)
+}
+
+fn head_of(body: &mut dyn Read, name: &str) -> Result<Bytes> {
+    let mut head = Vec::new();
+    decompressed(body, name)?
+        .take(HEAD_BYTES)
+        .read_to_end(&mut head)
+        .map_err(|e| said(e, name))?;
+    Ok(head.into())
+}
+
+/// Folder and name.
+fn parted(path: &MemberPath) -> (Vec<u8>, Vec<u8>) {
+    let bytes = path.as_bytes();
+    match bytes.iter().rposition(|b| *b == b'/') {
+        Some(at) => (bytes[..at].to_vec(), bytes[at + 1..].to_vec()),
+        None => (Vec::new(), bytes.to_vec()),
+    }
+}
+
+type Found = BTreeMap<String, HashMap<MemberPath, Vec<Claim>>>;
+
+/// Who claims what. Two claims on one entry are refused, unless `--as ENTRY=SOURCE` decides.
+fn claims(
+    config: &Config,
+    request: &Request,
+    thing: &Foreign,
+    candidates: &[Candidate],
+) -> Result<Found> {
+    let decided = super::renames(&request.renamed)?;
+    for (entry, name) in &decided {
+        config
+            .source(name)
+            .map_err(|e| e.within(format!("`--as {entry}={name}`")))?;
+    }
+    let mut matched = Matched::new(&request.selection);
+    let mut found = Found::new();
+    let mut anybody = false;
+    for candidate in candidates {
+        let decision = decided_for(&decided, &candidate.path);
+        let mut owners: Vec<(&SourceInstance, Vec<Claim>)> = Vec::new();
+        for source in &config.sources {
+            if decision.is_some_and(|name| *name != source.name) {
+                continue;
+            }
+            let claims = source.source.claim(candidate);
+            anybody |= !claims.is_empty();
+            for claim in &claims {
+                match &claim.unit {
+                    Some((group, unit)) => matched.see(&source.name, group, unit),
+                    None => matched.leave_to(&source.name),
+                }
+            }
+            let taken: Vec<Claim> = claims
+                .into_iter()
+                .filter(|claim| match &claim.unit {
+                    Some((group, unit)) => request.selection.takes(&source.name, group, unit),
+                    None => request.selection.touches_instance(&source.name),
+                })
+                .collect();
+            if !taken.is_empty() {
+                owners.push((source, taken));
+            }
+        }
+        match owners.as_slice() {
+            [] => {}
+            [(source, _)] => {
+                let name = source.name.clone();
+                let (_, claims) = owners.remove(0);
+                found
+                    .entry(name)
+                    .or_default()
+                    .insert(candidate.path.clone(), claims);
+            }
+            [(one, _), (other, _), ..] => {
+                return Err(conflict(format!(
+                    "`{}` could go to `{}` or to `{}`",
+                    candidate.path, one.name, other.name
+                ))
+                .hint(format!(
+                    "say which: --only {}, or --as '{}={}'",
+                    one.name, candidate.path, one.name
+                )));
+            }
+        }
+    }
+    if !anybody {
+        return Err(not_found(format!(
+            "no source of the settings file knows what is in `{}`, {}",
+            thing.name,
+            thing.shape()
+        ))
+        .hint("bk plugins list shows the sources; enable the one that it is for"));
+    }
+    matched.finish()?;
+    Ok(found)
+}
+
+/// The longest path that was decided and leads to this entry.
+fn decided_for<'d>(decided: &'d HashMap<String, String>, path: &MemberPath) -> Option<&'d String> {
+    let path = path.to_string();
+    decided
+        .iter()
+        .filter(|(entry, _)| {
+            path.strip_prefix(entry.trim_end_matches('/'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+        .max_by_key(|(entry, _)| entry.len())
+        .map(|(_, name)| name)
+}
+
+/// Folders with files of which no source takes a single one.
+fn unclaimed(candidates: &[Candidate], found: &Found) -> Vec<String> {
+    let folder = |path: &MemberPath| {
+        path.parts()
+            .take(2)
+            .map(escape)
+            .collect::<Vec<_>>()
+            .join("/")
+    };
+    let taken: BTreeSet<String> = found.values().flat_map(HashMap::keys).map(folder).collect();
+    let left: BTreeSet<String> = candidates
+        .iter()
+        .filter(|candidate| candidate.kind != Kind::Directory)
+        .map(|candidate| folder(&candidate.path))
+        .filter(|folder| !taken.contains(folder))
+        .collect();
+    let more = left.len().saturating_sub(UNCLAIMED_NAMED);
+    let mut named: Vec<String> = left.into_iter().take(UNCLAIMED_NAMED).collect();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named
+}
+
+fn options(
+    request: &Request,
+    name: &str,
+    id: &str,
+    archive: &str,
+    claimed: &HashMap<MemberPath, Vec<Claim>>,
+) -> Result<RestoreOptions> {
+    let mut units: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (group, unit) in claimed.values().flatten().filter_map(|c| c.unit.as_ref()) {
+        units.entry(group).or_default().insert(unit);
+    }
+    let whole = request.selection.is_everything();
+    let mut selected = Vec::new();
+    for (group, units) in units {
+        if whole {
+            selected.push(Selected {
+                group: group.to_owned(),
+                unit: None,
+            });
+            continue;
+        }
+        selected.extend(
+            units
+                .into_iter()
+                .filter(|u| !u.is_empty())
+                .map(|unit| Selected {
+                    group: group.to_owned(),
+                    unit: Some(unit.to_owned()),
+                }),
+        );
+    }
+    let mut options = RestoreOptions {
+        existing: request.existing,
+        into_group: Vec::new(),
+        into_place: None,
+        id: id.to_owned(),
+        archive: archive.to_owned(),
+        selected,
+        selection: request.selection.of_instance(name),
+        partial_too: request.wish.partial_too,
+        forget_unfinished: false,
+        keep_setuid: request.keep_setuid,
+        outward_links: request.outward_links,
+    };
+    for typed in &request.into {
+        let (instance, group, to) = parse_into(typed)?;
+        match group {
+            _ if instance != name => {}
+            None => options.into_place = Some(PathBuf::from(to)),
+            Some(group) => options.into_group.push((group, to)),
+        }
+    }
+    Ok(options)
+}
+
+fn target(
+    source: &SourceInstance,
+    describe: &str,
+    options: &RestoreOptions,
+    claimed: &HashMap<MemberPath, Vec<Claim>>,
+    candidates: &[Candidate],
+) -> Target {
+    let ours = candidates
+        .iter()
+        .filter(|c| claimed.contains_key(&c.path) && c.kind == Kind::File);
+    let mut selected = options.selected.clone();
+    if selected.is_empty() {
+        selected.extend(claimed.keys().map(|path| Selected {
+            group: path.to_string(),
+            unit: None,
+        }));
+        selected.sort();
+    }
+    Target {
+        instance: source.name.clone(),
+        source: source.name.clone(),
+        describe: describe.to_owned(),
+        existing: options.existing,
+        units: selected.len() as u64,
+        selected,
+        rows: 0,
+        bytes: ours.map(|c| c.len).sum(),
+        into: super::into_lines(options),
+    }
+}
+
+impl Claimed {
+    /// Entries of each unit and stage, as the source must give them back.
+    pub(crate) fn counts(&self) -> Vec<UnitCount> {
+        let mut counts: BTreeMap<(String, String, Stage), u64> = BTreeMap::new();
+        for claim in self.by_path.values().flatten() {
+            if let Some((group, unit)) = claim.unit.clone() {
+                *counts.entry((group, unit, claim.stage)).or_default() += 1;
+            }
+        }
+        counts
+            .into_iter()
+            .map(|((group, name, stage), members)| UnitCount {
+                group,
+                name,
+                stage,
+                members,
+                rows: 0,
+                bytes: 0,
+            })
+            .collect()
+    }
+
+    pub(crate) fn input(
+        self: &Arc<Self>,
+        cx: &Context,
+        instance: &str,
+        delivered: Arc<Mutex<Delivered>>,
+    ) -> Input {
+        Input {
+            cx: cx.clone(),
+            instance: instance.into(),
+            facts: Facts::default(),
+            unit_names: Arc::default(),
+            counts: self.counts(),
+            failed: Vec::new(),
+            from: super::input::From::Foreign(self.clone()),
+            delivered,
+        }
+    }
+
+    /// What it comes from.
+    pub(crate) fn name(&self) -> &str {
+        &self.thing.name
+    }
+
+    /// One pass: everything that is claimed for this stage, in the order in which it stands.
+    pub(crate) fn deliver(
+        &self,
+        cx: &Context,
+        stage: Stage,
+        runtime: &Handle,
+        members: &mpsc::Sender<Result<Member>>,
+    ) -> Result<()> {
+        let claimed: u64 = self.of_stage(stage).count() as u64;
+        if claimed == 0 {
+            return Ok(());
+        }
+        let mut seen = 0;
+        self.thing.pass(runtime, &mut |head, body| {
+            cx.check_cancelled()?;
+            let claims = self.by_path.get(&head.path).map_or(&[][..], Vec::as_slice);
+            let Some(claim) = claims.iter().find(|claim| claim.stage == stage) else {
+                return Ok(());
+            };
+            seen += 1;
+            cx.tell(&Event::Bytes(head.len));
+            self.member(claim, head, body, members)
+        })?;
+        if seen == claimed {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!(
+            "`{}` changed while it was read: {claimed} entries were to come, {seen} came",
+            self.thing.name
+        )))
+    }
+
+    fn of_stage(&self, stage: Stage) -> impl Iterator<Item = &Claim> {
+        self.by_path
+            .values()
+            .flatten()
+            .filter(move |claim| claim.stage == stage)
+    }
+
+    fn member(
+        &self,
+        claim: &Claim,
+        head: Head,
+        body: &mut dyn Read,
+        members: &mpsc::Sender<Result<Member>>,
+    ) -> Result<()> {
+        let shown = head.path.to_string();
+        let send = |len, body| {
+            let member = Member {
+                unit: claim.unit.clone().unwrap_or_default(),
+                path: claim.path.clone(),
+                meta: self.meta(head.meta.clone())?,
+                len,
+                body,
+            };
+            members
+                .blocking_send(Ok(member))
+                .map_err(|_| Error::cancelled())
+        };
+        if !claim.unpacked && head.len <= GATHERED_MAX_BYTES {
+            let mut bytes = Vec::with_capacity(head.len as usize);
+            body.read_to_end(&mut bytes).map_err(|e| said(e, &shown))?;
+            // A file of a folder may have grown; a tar's reader cuts by itself.
+            return send(Some(bytes.len() as u64), Body::Whole(bytes.into()));
+        }
+        let (chunks, receiver) = mpsc::channel(2);
+        send(
+            (!claim.unpacked).then_some(head.len),
+            Body::Stream(BodyStream { chunks: receiver }),
+        )?;
+        let mut plain;
+        let body = if claim.unpacked {
+            plain = decompressed(body, &shown)?;
+            &mut *plain
+        } else {
+            body
+        };
+        pump(&chunks, body, u64::MAX).inspect_err(|error| {
+            // The reader may be gone already.
+            let _ = chunks.blocking_send(Err(error.duplicate()));
+        })
+    }
+
+    /// A hard link names its target as its own source knows it.
+    fn meta(&self, meta: Meta) -> Result<Meta> {
+        let Kind::Hardlink(target) = &meta.kind else {
+            return Ok(meta);
+        };
+        let to = self
+            .by_path
+            .get(target)
+            .and_then(|claims| claims.first())
+            .ok_or_else(|| {
+                Error::corrupt(format!(
+                    "a hard link leads to `{target}`, which is not restored with it"
+                ))
+            })?;
+        Ok(Meta {
+            kind: Kind::Hardlink(to.path.clone()),
+            ..meta
+        })
+    }
+}
+
+/// Said of files that no source takes.
+pub(crate) fn unclaimed_cause(what: &str) -> Cause {
+    let mut cause = Cause::partial(what, "no source here knows what this is");
+    cause.hint = Some(
+        "enable the source that it is for, or repeat with --only and the sources that you want"
+            .into(),
+    );
+    cause
+}

@@ -140,7 +140,7 @@ impl Backup<'_> {
         };
         let started = writer::start(
             &division,
-            self.settings.preset,
+            self.settings.compression(),
             &head,
             Box::new(NoEnvelope),
             tee,
@@ -184,7 +184,7 @@ impl Backup<'_> {
         Division::new(
             self.settings.memory.0,
             cores,
-            self.settings.preset,
+            self.settings.compression(),
             self.sources.len(),
             self.settings.max_record.0,
         )

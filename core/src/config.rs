@@ -3,6 +3,7 @@
 mod problems;
 mod tree;
 
+use crate::archive::xz::Compression;
 use crate::error::{Error, ErrorKind, Result, settings};
 use crate::plugin::Registry;
 use crate::retention::Keep;
@@ -77,6 +78,8 @@ pub struct ArchiveSettings {
     pub timezone: String,
     /// xz preset, 0 to 9. 1 is 20 to 30 MiB/s on two cores; 6 is ten times slower for 15 % less.
     pub preset: u32,
+    /// Whether blocks are compressed at all. `false` is as fast as the sources are: for places that compress by themselves.
+    pub compress: bool,
     /// Memory of a run in bytes, or as text: `128 MiB`.
     pub memory: ByteSize,
     /// A single record over this fails its unit by name.
@@ -92,9 +95,21 @@ impl Default for ArchiveSettings {
             prefix: "backup".into(),
             timezone: "UTC".into(),
             preset: 1,
+            compress: true,
             memory: ByteSize(128 << 20),
             max_record: ByteSize(64 << 20),
             workers: None,
+        }
+    }
+}
+
+impl ArchiveSettings {
+    /// What is done to blocks.
+    pub fn compression(&self) -> Compression {
+        if self.compress {
+            Compression::Preset(self.preset)
+        } else {
+            Compression::Stored
         }
     }
 }

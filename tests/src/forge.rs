@@ -64,7 +64,7 @@ pub async fn sealed(tar: Vec<u8>, stage: Stage, members: u64, bytes: u64) -> Byt
     };
     let (entrance, writer) = writer::start(
         &Division::minimum(),
-        1,
+        bk_core::archive::xz::Compression::Preset(1),
         &head,
         Box::new(NoEnvelope),
         tee,

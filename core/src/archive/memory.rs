@@ -4,7 +4,7 @@
 //! whole, first come first served), and one permit for a giant record that no purse could hold.
 
 use crate::archive::format::{BLOCK_MAX_BYTES, GATHERED_MAX_BYTES};
-use crate::archive::xz;
+use crate::archive::xz::Compression;
 use crate::error::{Error, Result, bug, settings};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -33,7 +33,7 @@ impl Division {
     pub fn new(
         memory_bytes: u64,
         cores: usize,
-        preset: u32,
+        compression: Compression,
         instances: usize,
         max_record_bytes: u64,
     ) -> Result<Self> {
@@ -44,7 +44,7 @@ impl Division {
             .hint(format!("set `archive.memory = {MEMORY_MIN_BYTES}` or more")));
         }
         // A worker holds its encoder, a block and what comes of it; a typical block is a third of the largest.
-        let worker = xz::encoder_memory_bytes(preset) + BLOCK_MAX_BYTES;
+        let worker = compression.memory_bytes() + BLOCK_MAX_BYTES;
         let half = memory_bytes / 2;
         let workers = ((half / worker) as usize).clamp(1, cores.max(1));
         let rest = memory_bytes.saturating_sub(workers as u64 * worker);
@@ -163,12 +163,12 @@ mod tests {
 
     #[test]
     fn the_default_budget_feeds_two_workers_and_refuses_less_than_the_least() {
-        let division = Division::new(128 << 20, 2, 1, 3, 64 << 20).unwrap();
+        let division = Division::new(128 << 20, 2, Compression::Preset(1), 3, 64 << 20).unwrap();
         assert_eq!(division.workers, 2);
         assert!(division.record_bytes >= GATHERED_MAX_BYTES);
-        assert!(Division::new(MEMORY_MIN_BYTES - 1, 2, 1, 1, 1).is_err());
+        assert!(Division::new(MEMORY_MIN_BYTES - 1, 2, Compression::Preset(1), 1, 1).is_err());
         assert_eq!(
-            Division::new(MEMORY_MIN_BYTES, 64, 6, 1, 1)
+            Division::new(MEMORY_MIN_BYTES, 64, Compression::Preset(6), 1, 1)
                 .unwrap()
                 .workers,
             1

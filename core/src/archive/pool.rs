@@ -1,7 +1,7 @@
 //! Threads that compress: one job, one block, one answer. Work on the processor stays off the async threads.
 
 use crate::archive::format::Codec;
-use crate::archive::xz::{self, Record};
+use crate::archive::xz::{Compression, Record};
 use crate::error::{Result, bug};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
@@ -38,14 +38,14 @@ pub struct Pool {
 
 impl Pool {
     /// Starts `workers` threads. No job waits in a queue of its own: the caller's wait is the back-pressure.
-    pub fn start(workers: usize, preset: u32) -> Result<Self> {
+    pub fn start(workers: usize, compression: Compression) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>(1);
         let queue = Arc::new(Mutex::new(queue));
         for n in 0..workers {
             let queue = queue.clone();
             std::thread::Builder::new()
                 .name(format!("bk-xz-{n}"))
-                .spawn(move || work(&queue, preset))
+                .spawn(move || work(&queue, compression))
                 .map_err(|e| bug(format!("no thread to compress on: {e}")))?;
         }
         Ok(Self { jobs })
@@ -62,18 +62,18 @@ impl Pool {
     }
 }
 
-fn work(queue: &Mutex<mpsc::Receiver<Job>>, preset: u32) {
+fn work(queue: &Mutex<mpsc::Receiver<Job>>, compression: Compression) {
     loop {
         // The lock is held while waiting: the others wait for the lock instead, which is the same.
         let job = queue.lock().map(|mut queue| queue.blocking_recv());
         let Ok(Some(job)) = job else { return };
         // Nobody listens any more when the run was cancelled; the answer is then dropped with its bytes.
-        let _ = job.answer.send(encode(&job.raw, preset));
+        let _ = job.answer.send(encode(&job.raw, compression));
     }
 }
 
-fn encode(raw: &[u8], preset: u32) -> Result<Encoded> {
-    let block = xz::encode(raw, preset)?;
+fn encode(raw: &[u8], compression: Compression) -> Result<Encoded> {
+    let block = compression.encode(raw)?;
     let mut bytes = block.bytes;
     bytes.shrink_to_fit();
     Ok(Encoded {

@@ -11,6 +11,7 @@ use crate::archive::index::{IndexPieces, Take};
 use crate::archive::memory::{Budget, Division};
 use crate::archive::pool::{Answer, Encoded, Pool};
 use crate::archive::tar::{self, Meta};
+use crate::archive::xz::Compression;
 use crate::archive::xz::{self, Record};
 use crate::error::{Error, ErrorKind, Result, bug};
 use crate::manifest::{IndexPiece, Manifest};
@@ -125,7 +126,7 @@ pub struct Written {
 /// Starts the pool and the queue, and writes the archive's first block.
 pub async fn start(
     division: &Division,
-    preset: u32,
+    compression: Compression,
     head: &FormatMember,
     envelope: Box<dyn Envelope>,
     tee: Tee,
@@ -134,7 +135,7 @@ pub async fn start(
     let (order, queue) = mpsc::channel(division.places);
     let shared = Arc::new(Shared {
         order: Arc::new(Mutex::new(order)),
-        pool: Pool::start(division.workers, preset)?,
+        pool: Pool::start(division.workers, compression)?,
         index: IndexPieces::default(),
         budget: Budget::new(division),
         cancel,

@@ -48,6 +48,33 @@ impl Record {
     }
 }
 
+/// What is done to a Block's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// LZMA2 with this preset, 0 to 9; what would not shrink is stored.
+    Preset(u32),
+    /// Nothing.
+    Stored,
+}
+
+impl Compression {
+    /// What one encoder holds, in bytes.
+    pub fn memory_bytes(self) -> u64 {
+        match self {
+            Self::Preset(preset) => encoder_memory_bytes(preset),
+            Self::Stored => 0,
+        }
+    }
+
+    /// Encodes one Block; `raw` is never empty.
+    pub fn encode(self, raw: &[u8]) -> Result<Block> {
+        match self {
+            Self::Preset(preset) => encode(raw, preset),
+            Self::Stored => Ok(stored(raw, DICTIONARY_MIN_BYTES)),
+        }
+    }
+}
+
 /// Encodes one Block; `raw` is never empty. Stores it when it would not shrink.
 pub fn encode(raw: &[u8], preset: u32) -> Result<Block> {
     let dictionary = dictionary_bytes(preset).min(
@@ -56,13 +83,14 @@ pub fn encode(raw: &[u8], preset: u32) -> Result<Block> {
             .max(DICTIONARY_MIN_BYTES),
     );
     if looks_random(raw)? {
-        return Ok(frame(&stored_chunks(raw), raw, dictionary, Codec::Stored));
+        return Ok(stored(raw, dictionary));
     }
     let data = lzma2(raw, preset, dictionary)?;
     if data.len() >= raw.len() {
-        return Ok(frame(&stored_chunks(raw), raw, dictionary, Codec::Stored));
+        return Ok(stored(raw, dictionary));
     }
-    Ok(frame(&data, raw, dictionary, Codec::Lzma2))
+    let write = |out: &mut Vec<u8>| out.extend_from_slice(&data);
+    Ok(frame(data.len(), write, raw, dictionary, Codec::Lzma2))
 }
 
 /// Three samples through zstd -1: bytes that gain less than 3 % there are stored, xz would crawl over them for nothing.
@@ -94,7 +122,7 @@ fn dictionary_bytes(preset: u32) -> u32 {
 }
 
 /// What one encoder of this preset holds, in bytes (liblzma's own figures, rounded up).
-pub fn encoder_memory_bytes(preset: u32) -> u64 {
+fn encoder_memory_bytes(preset: u32) -> u64 {
     match preset {
         0 => 4 << 20,
         1 => 10 << 20,
@@ -126,20 +154,30 @@ fn lzma2(raw: &[u8], preset: u32, dictionary: u32) -> Result<Vec<u8>> {
 }
 
 /// LZMA2 "uncompressed chunk" form: control 1 (reset) then 2, 64 KiB at most in each, 0 at the end.
-fn stored_chunks(raw: &[u8]) -> Vec<u8> {
-    let mut data = Vec::with_capacity(raw.len() + raw.len() / (1 << 16) * 3 + 8);
-    for (i, chunk) in raw.chunks(1 << 16).enumerate() {
-        data.push(if i == 0 { 1 } else { 2 });
-        data.extend_from_slice(&((chunk.len() - 1) as u16).to_be_bytes());
-        data.extend_from_slice(chunk);
-    }
-    data.push(0);
-    data
+fn stored(raw: &[u8], dictionary: u32) -> Block {
+    const CHUNK_BYTES: usize = 1 << 16;
+    let len = raw.len() + raw.len().div_ceil(CHUNK_BYTES) * 3 + 1;
+    let write = |out: &mut Vec<u8>| {
+        for (i, chunk) in raw.chunks(CHUNK_BYTES).enumerate() {
+            out.push(if i == 0 { 1 } else { 2 });
+            out.extend_from_slice(&((chunk.len() - 1) as u16).to_be_bytes());
+            out.extend_from_slice(chunk);
+        }
+        out.push(0);
+    };
+    frame(len, write, raw, dictionary, Codec::Stored)
 }
 
-fn frame(data: &[u8], raw: &[u8], dictionary: u32, codec: Codec) -> Block {
+/// Header, data of this length, padding and check, written once into a buffer that fits.
+fn frame(
+    len: usize,
+    write: impl FnOnce(&mut Vec<u8>),
+    raw: &[u8],
+    dictionary: u32,
+    codec: Codec,
+) -> Block {
     let mut header = vec![0, 0xC0];
-    push_vli(&mut header, data.len() as u64);
+    push_vli(&mut header, len as u64);
     push_vli(&mut header, raw.len() as u64);
     header.extend_from_slice(&[0x21, 1, dictionary_code(dictionary)]);
     header.resize(header.len().next_multiple_of(4), 0);
@@ -147,10 +185,10 @@ fn frame(data: &[u8], raw: &[u8], dictionary: u32, codec: Codec) -> Block {
     let crc = crc32(&header);
     header.extend_from_slice(&crc.to_le_bytes());
 
-    let unpadded = header.len() as u64 + data.len() as u64 + CHECK_BYTES;
+    let unpadded = header.len() as u64 + len as u64 + CHECK_BYTES;
     let mut bytes = Vec::with_capacity(unpadded.next_multiple_of(4) as usize);
     bytes.extend_from_slice(&header);
-    bytes.extend_from_slice(data);
+    write(&mut bytes);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes.extend_from_slice(&crc64(raw).to_le_bytes());
     Block {

@@ -102,17 +102,41 @@ const ESCAPES: [u8; 256] = {
 pub fn quote(out: &mut Vec<u8>, bytes: &[u8]) {
     out.reserve(bytes.len() + 2);
     out.push(b'\'');
-    let mut from = 0;
-    for (at, byte) in bytes.iter().enumerate() {
-        let escape = ESCAPES[usize::from(*byte)];
-        if escape != 0 {
-            out.extend_from_slice(&bytes[from..at]);
-            out.extend_from_slice(&[b'\\', escape]);
-            from = at + 1;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let plain = plain_bytes(rest);
+        let (copied, more) = rest.split_at(plain);
+        out.extend_from_slice(copied);
+        rest = more;
+        if let Some((byte, more)) = rest.split_first() {
+            out.extend_from_slice(&[b'\\', ESCAPES[usize::from(*byte)]]);
+            rest = more;
         }
     }
-    out.extend_from_slice(&bytes[from..]);
     out.push(b'\'');
+}
+
+/// How many bytes stand before the first that is escaped. Eight at a time as long as none of them is a control, `'` or `\`.
+fn plain_bytes(bytes: &[u8]) -> usize {
+    const EACH: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = EACH * 0x80;
+    let has_zero = |word: u64| word.wrapping_sub(EACH) & !word & HIGH;
+    let mut at = 0;
+    while let Some(eight) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(eight.try_into().unwrap_or_default());
+        let control = word.wrapping_sub(EACH * 0x20) & !word & HIGH;
+        let quote = has_zero(word ^ (EACH * u64::from(b'\'')));
+        let backslash = has_zero(word ^ (EACH * u64::from(b'\\')));
+        if control | quote | backslash != 0
+            && let Some(n) = eight.iter().position(|b| ESCAPES[usize::from(*b)] != 0)
+        {
+            return at + n;
+        }
+        at += 8;
+    }
+    let tail = bytes[at..].iter();
+    let plain = tail.take_while(|b| ESCAPES[usize::from(**b)] == 0);
+    at + plain.count()
 }
 
 #[cfg(test)]
@@ -124,6 +148,24 @@ mod tests {
         let mut out = Vec::new();
         quote(&mut out, b"a\0b\n\r\\'\x1a\"%_\xff");
         assert_eq!(out, b"'a\\0b\\n\\r\\\\\\'\\Z\"%_\xff'");
+    }
+
+    #[test]
+    fn every_byte_at_every_place_is_quoted_alike() {
+        for byte in 0..=255_u8 {
+            for at in 0..20 {
+                let mut bytes = vec![b'p'; 20];
+                bytes[at] = byte;
+                let mut out = Vec::new();
+                quote(&mut out, &bytes);
+                let expected = match ESCAPES[usize::from(byte)] {
+                    0 => vec![byte],
+                    escape => vec![b'\\', escape],
+                };
+                let expected = [&vec![b'p'; at][..], &expected, &vec![b'p'; 19 - at]].concat();
+                assert_eq!(out, [b"'", &expected[..], b"'"].concat(), "{byte} at {at}");
+            }
+        }
     }
 
     #[test]

@@ -1,28 +1,26 @@
 //! The snapshot: what each stage writes, in the order of dependence.
 
+mod readers;
+
 use crate::mysql::accounts::{self, Accounts};
-use crate::mysql::catalogue::{self, Named, Shape, Table, TableKind};
+use crate::mysql::catalogue::{self, Named, Table, TableKind};
 use crate::mysql::connection::{Connection, Server};
 use crate::mysql::lock::{self, Instant};
 use crate::mysql::mark;
-use crate::mysql::{
-    ACCOUNTS_UNIT, LAYOUT, Mysql, SERVER_GROUP, ddl, dump, lexer, object_unit, part,
-};
+use crate::mysql::{ACCOUNTS_UNIT, LAYOUT, Mysql, SERVER_GROUP, ddl, lexer, object_unit, part};
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::MemberPath;
-use bk_core::runs::{RUN_SPLIT_BYTES, Run, Runs};
 use bk_core::source::{
     Counted, Facts, Lane, Meta, Output, PointInTime, Snapshot, SnapshotOptions, Stage,
 };
 use bk_core::unfinished::Unfinished;
 use bytes::Bytes;
+use readers::Reading;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
+use std::sync::Arc;
 
 /// Warnings that are said one by one.
 const WARNINGS_NAMED: usize = 50;
@@ -69,7 +67,7 @@ pub(super) async fn take(
         with_accounts: source.with_accounts(),
         accounts: Accounts::default(),
         selection: source.filter.selection(),
-        texts: HashMap::new(),
+        texts: Arc::default(),
         foreign_keys: BTreeMap::new(),
         definers: BTreeSet::new(),
         broken: HashSet::new(),
@@ -89,7 +87,7 @@ pub(super) struct MysqlSnapshot {
     accounts: Accounts,
     selection: serde_json::Value,
     /// Hash of each table's definition, compared after its rows were read.
-    texts: HashMap<(String, String), u64>,
+    texts: Arc<HashMap<(String, String), u64>>,
     foreign_keys: BTreeMap<(String, String), Vec<u8>>,
     /// Whom routines, triggers, views and events run as.
     definers: BTreeSet<String>,
@@ -304,7 +302,7 @@ impl MysqlSnapshot {
             return ddl::sequence(&mut self.connection, table, value).await;
         }
         let text = ddl::table(&mut self.connection, table).await?;
-        self.texts.insert(unit.clone(), hash_of(&text.shown));
+        Arc::make_mut(&mut self.texts).insert(unit.clone(), hash_of(&text.shown));
         if let Some(keys) = text.foreign_keys {
             self.foreign_keys.insert(unit, keys);
         }
@@ -338,46 +336,11 @@ impl MysqlSnapshot {
         if tables.is_empty() {
             return Ok(());
         }
-        let named: Vec<_> = tables
-            .into_iter()
-            .map(|table| (format!("{}/{}", table.database, table.name), table))
-            .collect();
-        let sharing = Arc::new(Sharing {
-            runs: Runs::new(named, |(name, _)| name),
-            busy: AtomicUsize::new(0),
-            changed: Notify::new(),
-            notes: Mutex::default(),
-        });
-        let server = &self.server;
-        let texts = &self.texts;
-        let workers = self.instant.readers.iter_mut().map(|reader| {
-            Worker {
-                cx,
-                out,
-                server,
-                texts,
-                sharing: sharing.clone(),
-            }
-            .run(reader)
-        });
-        let done = futures::future::join_all(workers).await;
-        for outcome in done {
-            outcome?;
-        }
-        // No reader is left, but tables are.
-        while let Some(run) = sharing.runs.take() {
-            for (_, table) in run {
-                let unit = table.unit();
-                out.expect(&unit.0, &unit.1).await?;
-                let lost = Error::new(
-                    ErrorKind::Unreachable,
-                    "all connections to the server were lost",
-                );
-                out.fail(&unit.0, &unit.1, &lost).await?;
-                out.end(&unit.0, &unit.1, Counted::default()).await?;
-            }
-        }
-        let notes = std::mem::take(&mut *sharing.notes());
+        let readers = std::mem::take(&mut self.instant.readers);
+        let reading = Reading::new(cx, out, &self.server, self.texts.clone(), tables);
+        let (readers, read) = reading.run(readers).await;
+        self.instant.readers = readers;
+        let notes = read?;
         for warning in notes.warnings {
             self.warn(warning);
         }
@@ -636,180 +599,5 @@ impl<'a> Writing<'a> {
 
     async fn close(self) -> Result<()> {
         self.lane.close().await
-    }
-}
-
-type NamedTable = (String, Table);
-
-/// What the workers of the Data stage share.
-struct Sharing {
-    runs: Runs<NamedTable>,
-    busy: AtomicUsize,
-    changed: Notify,
-    notes: Mutex<Notes>,
-}
-
-#[derive(Default)]
-struct Notes {
-    warnings: Vec<String>,
-    broken: Vec<(String, String)>,
-}
-
-impl Sharing {
-    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
-        self.notes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The next run. A worker waits while another is at work, since that one may give the rest of its run away.
-    async fn take(&self) -> Option<Run<NamedTable>> {
-        loop {
-            let changed = self.changed.notified();
-            self.busy.fetch_add(1, Ordering::AcqRel);
-            if let Some(run) = self.runs.take() {
-                return Some(run);
-            }
-            if self.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.changed.notify_waiters();
-                return None;
-            }
-            changed.await;
-        }
-    }
-
-    fn give_back(&self, rest: Run<NamedTable>) {
-        self.runs.give_back(rest);
-        self.changed.notify_waiters();
-    }
-
-    fn ended(&self) {
-        self.busy.fetch_sub(1, Ordering::AcqRel);
-        self.changed.notify_waiters();
-    }
-}
-
-/// One connection that reads tables.
-struct Worker<'a> {
-    cx: &'a Context,
-    out: &'a Output,
-    server: &'a Server,
-    texts: &'a HashMap<(String, String), u64>,
-    sharing: Arc<Sharing>,
-}
-
-impl Worker<'_> {
-    /// Ends when nothing is left, or when its connection is lost.
-    async fn run(self, reader: &mut Connection) -> Result<()> {
-        while let Some(run) = self.sharing.take().await {
-            let outcome = self.one_run(reader, run).await;
-            self.sharing.ended();
-            if !outcome? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// One lane. Says whether the connection lives.
-    async fn one_run(&self, reader: &mut Connection, mut run: Run<NamedTable>) -> Result<bool> {
-        let mut lane = self.out.lane("data").await?;
-        while let Some((_, table)) = run.pop_front() {
-            self.cx.check_cancelled()?;
-            let unit = table.unit();
-            self.out.expect(&unit.0, &unit.1).await?;
-            lane.unit(&unit.0, &unit.1);
-            let mut counted = Counted::default();
-            let mut bytes = 0;
-            let mut lost = false;
-            match self.table(reader, &mut lane, &table).await {
-                Ok(read) => {
-                    counted.rows = read.rows;
-                    bytes = read.bytes;
-                    self.note(&table, &read);
-                }
-                Err(error) if is_the_runs(&error) => return Err(error),
-                Err(error) => {
-                    lost = reader.conn.is_disconnected() || reader.run("DO 0").await.is_err();
-                    self.sharing.notes().broken.push(unit.clone());
-                    self.out.fail(&unit.0, &unit.1, &error).await?;
-                }
-            }
-            self.out.end(&unit.0, &unit.1, counted).await?;
-            if lost || bytes > RUN_SPLIT_BYTES {
-                self.sharing.give_back(run);
-                lane.close().await?;
-                return Ok(!lost);
-            }
-        }
-        lane.close().await?;
-        Ok(true)
-    }
-
-    async fn table(
-        &self,
-        reader: &mut Connection,
-        lane: &mut Lane,
-        table: &Table,
-    ) -> Result<dump::Read> {
-        let shape: Shape = catalogue::shape(reader, table, self.server).await?;
-        for unknown in &shape.unknown {
-            self.sharing.notes().warnings.push(format!(
-                "{}: the type of {unknown} is not known; it is carried as bytes",
-                table.full()
-            ));
-        }
-        let read = dump::table(self.cx, reader, lane, self.out, table, &shape).await?;
-        self.unchanged(reader, table).await?;
-        Ok(read)
-    }
-
-    /// DDL during the dump is found: some of it is silent to a snapshot (a dropped partition, a column added in place).
-    async fn unchanged(&self, reader: &mut Connection, table: &Table) -> Result<()> {
-        let altered = || {
-            Error::new(
-                ErrorKind::Unreachable,
-                format!(
-                    "{} was altered while it was read; repeat the backup",
-                    table.full()
-                ),
-            )
-        };
-        let shown = ddl::show_create_table(reader, table).await?;
-        if self
-            .texts
-            .get(&table.unit())
-            .is_some_and(|before| *before != hash_of(&shown))
-        {
-            return Err(altered());
-        }
-        let stamp = reader
-            .value(format!(
-                "SELECT CREATE_TIME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {}",
-                crate::mysql::connection::quoted(&table.database),
-                crate::mysql::connection::quoted(&table.name)
-            ))
-            .await?;
-        if stamp.unwrap_or_default() != table.stamp {
-            return Err(altered());
-        }
-        if !table.partitions.is_empty() {
-            let now = catalogue::partitions(reader, Some(table)).await;
-            if now.get(&table.file_name()) != Some(&table.partitions) {
-                return Err(altered());
-            }
-        }
-        Ok(())
-    }
-
-    fn note(&self, table: &Table, read: &dump::Read) {
-        let mut notes = self.sharing.notes();
-        if read.invalid > 0 {
-            notes.warnings.push(format!(
-                "{} holds {} values in utf8 columns that are no UTF-8; they are carried as they are, but a server refuses or cuts them",
-                table.full(),
-                read.invalid
-            ));
-        }
     }
 }

@@ -1,11 +1,17 @@
 //! The tests' own tool: corpora, digests, and runs of the engine that need a process of their own.
 
+use async_trait::async_trait;
 use bk_core::archive::tail::{Line, Opened};
+use bk_core::config::SourceInstance;
+use bk_core::context::Context;
 use bk_core::error::Result;
-use bk_core::name::MemberPath;
+use bk_core::name::{ArchiveName, MemberPath};
 use bk_core::restore::Request;
 use bk_core::selector::Selection;
-use bk_core::sink::Sink;
+use bk_core::settings::Settings;
+use bk_core::sink::{
+    Abilities, ByteStream, Filter, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was,
+};
 use bk_core::source::{
     Body, Counted, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Snapshot,
     SnapshotOptions, Source, Stage, Tally, UnitCount,
@@ -18,11 +24,12 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET";
 
 #[tokio::main]
 async fn main() {
@@ -41,7 +48,103 @@ async fn main() {
         ["publish", folder, step, n] => {
             publish(Path::new(folder), step, n.parse().expect(USAGE)).await
         }
+        ["read-mysql", socket] => read_mysql(socket).await,
         _ => panic!("{USAGE}"),
+    }
+}
+
+/// A server read as a backup reads it, and nothing else: not compressed, not stored.
+async fn read_mysql(socket: &str) {
+    let table = serde_json::json!({ "socket": socket, "user": "root" });
+    let settings = Settings {
+        instance: "mysql".into(),
+        folder: ".".into(),
+        table: table.as_object().unwrap().clone(),
+    };
+    let source = (bk_sources::mysql::plugin().build)(settings).unwrap();
+    let mut site = Site::default().sink("null", NullSink);
+    site.archive.compress = false;
+    site.sources.push(SourceInstance {
+        name: "mysql".into(),
+        plugin: "mysql".into(),
+        source,
+    });
+    let report = site.backup().await;
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    println!(
+        "{} rows, {} bytes",
+        report.sources[0].totals.rows, report.raw_bytes
+    );
+}
+
+/// Takes everything and keeps nothing.
+struct NullSink;
+
+#[async_trait]
+impl Sink for NullSink {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            proof: true,
+            ..Abilities::default()
+        }
+    }
+
+    async fn check(&self, _cx: &Context) -> Result<Health> {
+        Ok(Health::default())
+    }
+
+    async fn create(
+        &self,
+        _cx: &Context,
+        _name: &ArchiveName,
+        _hint: SizeHint,
+    ) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Self))
+    }
+
+    async fn list(&self, _cx: &Context, _filter: &Filter) -> Result<Vec<Stored>> {
+        Ok(Vec::new())
+    }
+
+    async fn read(&self, _cx: &Context, _which: &Stored, _range: Range<u64>) -> Result<ByteStream> {
+        Err(bk_core::error::not_found("nothing was kept"))
+    }
+
+    async fn sums(&self, _cx: &Context, _which: &Stored) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn delete(&self, _cx: &Context, _which: &Stored) -> Result<()> {
+        Ok(())
+    }
+
+    async fn note(&self, _cx: &Context, _name: &NoteName) -> Result<Option<Note>> {
+        Ok(None)
+    }
+
+    async fn set_note(&self, _cx: &Context, _: &NoteName, _: Bytes, _: Was) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Upload for NullSink {
+    async fn write(&mut self, _chunk: Bytes) -> Result<()> {
+        Ok(())
+    }
+
+    async fn publish(self: Box<Self>, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
+        Ok(Stored {
+            name: name.plain(),
+            version: String::new(),
+            bytes: seal.bytes,
+            modified: name.start,
+            etag: seal.sha256.clone(),
+        })
+    }
+
+    async fn abort(self: Box<Self>) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ const SELECTED_NAMED: usize = 8;
 pub struct Unfinished {
     /// The restore's id.
     pub id: String,
-    /// The archive's id.
+    /// The archive's id; of what `bk` did not make, its path.
     pub archive: String,
     /// Groups and units, as they are named in the target.
     pub selected: Vec<Selected>,
@@ -46,7 +46,13 @@ impl Unfinished {
             };
             self.selected.iter().map(named).collect()
         };
-        format!("bk restore --version {} {}", self.archive, only.join(" "))
+        let is_id = self.archive.len() == 32 && self.archive.bytes().all(|b| b.is_ascii_hexdigit());
+        let which = if is_id {
+            format!("--version {}", self.archive)
+        } else {
+            format!("'{}'", self.archive)
+        };
+        format!("bk restore {which} {}", only.join(" "))
     }
 }
 

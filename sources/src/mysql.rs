@@ -49,7 +49,7 @@ const SYSTEM_SCHEMAS: [&str; 5] = [
 
 /// Whether a schema belongs to the server, or is our own mark.
 pub(crate) fn is_servers_own(name: &str) -> bool {
-    SYSTEM_SCHEMAS.contains(&name.to_lowercase().as_str()) || name == mark::DATABASE
+    SYSTEM_SCHEMAS.contains(&name.to_lowercase().as_str()) || name == mark::NAME
 }
 
 /// Settings of the source `mysql`.

@@ -754,6 +754,157 @@ async fn orphans_of_other_tables_and_missing_definers_are_named() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_its_children_could_not_point_to_is_refused_before_anything_is_written() {
+    for kind in [Kind::MariaDb, Kind::MySql] {
+        let Some(server) = Server::start(kind, &[]) else {
+            continue;
+        };
+        server
+            .run_all(&[
+                "CREATE DATABASE shop",
+                "CREATE TABLE shop.parent (id INT PRIMARY KEY, code VARCHAR(20) NOT NULL, UNIQUE KEY (code))",
+                "INSERT INTO shop.parent VALUES (1, 'a')",
+                "CREATE TABLE shop.child (id INT PRIMARY KEY, p INT, c VARCHAR(20), FOREIGN KEY (p) REFERENCES shop.parent (id), FOREIGN KEY (c) REFERENCES shop.parent (code))",
+                "INSERT INTO shop.child VALUES (1, 1, 'a')",
+            ])
+            .await;
+        let home = Home::new(&settings(&server.source("mysql"), "out"));
+        home.bk(&["backup"]).ended(0);
+        // As long as they fit, replacing the parent alone is fine.
+        let replace = ["restore", "--yes", "--only", "mysql/shop/parent"];
+        home.bk(&replace).ended(0);
+        for (change, said) in [
+            (
+                "DROP TABLE shop.child; CREATE TABLE shop.child (id INT PRIMARY KEY, p BIGINT); ALTER TABLE shop.parent MODIFY id BIGINT; ALTER TABLE shop.child ADD FOREIGN KEY (p) REFERENCES shop.parent (id)",
+                "is int in the archive",
+            ),
+            (
+                "DROP TABLE shop.child; ALTER TABLE shop.parent ADD COLUMN late INT, ADD UNIQUE KEY (late); CREATE TABLE shop.child (id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES shop.parent (late))",
+                "no column `late`",
+            ),
+        ] {
+            let steps: Vec<_> = change.split("; ").collect();
+            server.run_all(&steps).await;
+            let before = server.contents().await;
+            let refused = home.bk(&replace).ended(6);
+            assert!(refused.stderr.contains(said), "{}", refused.stderr);
+            assert_eq!(before.difference(&server.contents().await), None);
+        }
+        home.bk(&["restore", "--yes", "--only", "mysql/shop"])
+            .ended(0);
+        let contents = server.contents().await;
+        assert!(!contents.0["shop/child: table"][0].contains("late"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_with_rights_on_one_database_alone_restores_it() {
+    for kind in [Kind::MariaDb, Kind::MySql] {
+        let Some(server) = Server::start(kind, &["--log-bin-trust-function-creators=1"]) else {
+            continue;
+        };
+        server
+            .run_all(&[
+                "CREATE DATABASE shop",
+                "CREATE TABLE shop.a (id INT PRIMARY KEY, t VARCHAR(20))",
+                "INSERT INTO shop.a VALUES (1, 'one')",
+                "CREATE VIEW shop.v AS SELECT id FROM shop.a",
+                "CREATE USER 'own'@'localhost' IDENTIFIED BY 'pw'",
+                "GRANT ALL ON shop.* TO 'own'@'localhost'",
+            ])
+            .await;
+        let own = format!(
+            "[source.mysql]\nsocket = \"{}\"\nuser = \"own\"\npassword = \"pw\"\ndatabases = [\"shop\"]\ndefiner = \"current\"\n",
+            server.socket().display()
+        );
+        let home = Home::new(&settings(&own, "out"));
+        home.bk(&["backup"]).ended(0);
+        server
+            .run_all(&["UPDATE shop.a SET t = 'changed'", "DROP VIEW shop.v"])
+            .await;
+        // The view runs as root, whom this account may not name.
+        home.bk(&["restore", "--yes", "--only", "mysql/shop/a"])
+            .ended(0);
+        let contents = server.contents().await;
+        assert_eq!(contents.0["shop/a: rows"], ["1\u{1f}one"]);
+        assert!(contents.0.keys().all(|name| !name.contains("unfinished")));
+
+        // A mark that it left is honoured, and goes with the restore that finishes it.
+        server
+            .run_all(&[
+                "CREATE TABLE shop.bk_unfinished_restore (id VARCHAR(64) PRIMARY KEY, archive VARCHAR(1024) NOT NULL, selected LONGTEXT NOT NULL)",
+                "INSERT INTO shop.bk_unfinished_restore VALUES ('x', '0123456789abcdef0123456789abcdef', '[{\"group\":\"shop\",\"unit\":\"a\"}]')",
+            ])
+            .await;
+        let marked = home.bk(&["backup"]);
+        assert!(marked.code == 3 || marked.code == 6, "{}", marked.stderr);
+        assert!(
+            marked.stderr.contains("did not finish"),
+            "{}",
+            marked.stderr
+        );
+        home.bk(&["restore", "--yes", "--only", "mysql/shop/a"])
+            .ended(0);
+        home.bk(&["backup"]).ended(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_refuses_fails_its_unit_and_the_rest_goes_on() {
+    let Some(from) = Server::start(Kind::MariaDb, &["--max-allowed-packet=64M"]) else {
+        return;
+    };
+    from.run_all(&[
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.big (id INT PRIMARY KEY, t LONGTEXT)",
+        "INSERT INTO shop.big VALUES (1, REPEAT('0123456789', 3000000)), (2, 'small')",
+        "CREATE TABLE shop.strange (id INT PRIMARY KEY) ENGINE=Aria TRANSACTIONAL=1",
+        "INSERT INTO shop.strange VALUES (7)",
+        "CREATE TABLE shop.plain (id INT PRIMARY KEY)",
+        "INSERT INTO shop.plain VALUES (8)",
+    ])
+    .await;
+    let home = Home::new(&settings(&from.source("mysql"), "out"));
+    home.bk(&["backup"]).ended(0);
+    for (options, refused) in [
+        (&["--max-allowed-packet=16M", "--local-infile=0"][..], true),
+        (&["--max-allowed-packet=16M", "--local-infile=1"], false),
+    ] {
+        let Some(to) = Server::start(Kind::MariaDb, options) else {
+            return;
+        };
+        home.write("to.toml", settings(&to.source("mysql"), "out"));
+        let code = if refused { 3 } else { 0 };
+        let done = home
+            .bk(&["restore", "--config", "to.toml", "--yes"])
+            .ended(code);
+        let contents = to.contents().await;
+        assert_eq!(contents.0["shop/plain: rows"], ["8"]);
+        assert_eq!(contents.0["shop/strange: rows"], ["7"]);
+        if refused {
+            assert!(
+                done.stderr.contains("max_allowed_packet is 16777216"),
+                "{}",
+                done.stderr
+            );
+            // The table is not whole, so no backup calls it so.
+            let marked = home
+                .bk(&[
+                    "backup",
+                    "--config",
+                    "to.toml",
+                    "--set",
+                    "sink.local.path=out2",
+                ])
+                .ended(3);
+            assert!(marked.stderr.contains("shop/big"), "{}", marked.stderr);
+        } else {
+            assert_eq!(contents.0["shop/big: rows"].len(), 2);
+        }
+    }
+}
+
 /// Writes a row each 10 ms until it is told to stop; the longest time that one took.
 async fn beat(
     server: &Server,

@@ -112,22 +112,40 @@ impl Input {
 
     /// Opens a stage; the one before must be read to its end. Each stage once, in the order of `Stage::ALL`.
     pub async fn stage(&mut self, stage: Stage) -> Result<Members> {
+        let picked = match &mut self.from {
+            From::Archive(_, picked) => picked.remove(&stage).unwrap_or_default(),
+            From::Foreign(_) => Vec::new(),
+        };
+        Ok(self.open(stage, picked, self.delivered.clone()))
+    }
+
+    /// The members of a stage for a look at them before the first write: nothing counts as restored, and the stage can still be opened.
+    pub async fn look(&self, stage: Stage) -> Result<Members> {
+        let picked = match &self.from {
+            From::Archive(_, picked) => picked.get(&stage).cloned().unwrap_or_default(),
+            From::Foreign(_) => Vec::new(),
+        };
+        let delivered = Delivered {
+            declared: lock(&self.delivered).declared.clone(),
+            ..Delivered::default()
+        };
+        Ok(self.open(stage, picked, Arc::new(Mutex::new(delivered))))
+    }
+
+    fn open(&self, stage: Stage, picked: Vec<Picked>, delivered: Arc<Mutex<Delivered>>) -> Members {
         let (members, queue) = mpsc::channel(MEMBERS_WAITING);
-        match &mut self.from {
-            From::Archive(copies, picked) => {
-                let picked = picked.remove(&stage).unwrap_or_default();
-                let copies = copies.clone();
-                self.cut(stage, copies, picked, members);
+        match &self.from {
+            From::Archive(copies, _) => {
+                self.cut(stage, copies.clone(), picked, members, delivered.clone());
             }
             From::Foreign(claimed) => {
-                let claimed = claimed.clone();
-                self.deliver(stage, claimed, members);
+                self.deliver(stage, claimed.clone(), members, delivered.clone());
             }
         }
-        Ok(Members {
+        Members {
             queue: Arc::new(tokio::sync::Mutex::new(queue)),
-            delivered: self.delivered.clone(),
-        })
+            delivered,
+        }
     }
 
     /// Blocks of an archive, decoded side by side and cut into members.
@@ -137,6 +155,7 @@ impl Input {
         copies: Arc<Copies>,
         picked: Vec<Picked>,
         members: mpsc::Sender<Result<Member>>,
+        delivered: Arc<Mutex<Delivered>>,
     ) {
         let (blocks, cut) = std::sync::mpsc::sync_channel::<Result<Decoded>>(BLOCKS_WAITING);
         let cx = self.cx.clone();
@@ -155,7 +174,7 @@ impl Input {
             stage,
             instance: self.instance.clone(),
             unit_names: self.unit_names.clone(),
-            delivered: self.delivered.clone(),
+            delivered,
             members,
             cx: self.cx.clone(),
         };
@@ -163,8 +182,14 @@ impl Input {
     }
 
     /// A pass over a thing that `bk` did not make.
-    fn deliver(&self, stage: Stage, claimed: Arc<Claimed>, members: mpsc::Sender<Result<Member>>) {
-        let (cx, delivered) = (self.cx.clone(), self.delivered.clone());
+    fn deliver(
+        &self,
+        stage: Stage,
+        claimed: Arc<Claimed>,
+        members: mpsc::Sender<Result<Member>>,
+        delivered: Arc<Mutex<Delivered>>,
+    ) {
+        let cx = self.cx.clone();
         let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = claimed.deliver(&cx, stage, &runtime, &members) {

@@ -3,6 +3,7 @@
 use crate::mysql::connection::{Connection, Flavour, Server, full, ident, quoted};
 use crate::mysql::is_servers_own;
 use crate::mysql::literal::Literal;
+use crate::mysql::mark;
 use bk_core::error::{Result, not_found};
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::{Value, json};
@@ -215,7 +216,7 @@ pub async fn tables(
                 partitions: String::new(),
             })
         })
-        .filter(|table| filter.takes(&table.database, &table.name))
+        .filter(|table| filter.takes(&table.database, &table.name) && table.name != mark::NAME)
         .collect();
     tables.sort_by(|a, b| (&a.database, &a.name).cmp(&(&b.database, &b.name)));
     Ok(tables)

@@ -6,6 +6,7 @@
 mod finish;
 pub(super) mod foreign;
 mod local;
+mod parents;
 mod rows;
 mod schema;
 
@@ -64,6 +65,10 @@ struct Restoring<'a> {
     filter: Filter,
     /// Units that failed when they were backed up.
     failed: HashSet<(String, String)>,
+    /// Units that the server refused.
+    broken: BTreeSet<(String, String)>,
+    /// Where the mark stands.
+    mark: mark::Where,
     /// Bytes of rows per unit.
     sizes: HashMap<(String, String), u64>,
     /// Tables that this restore made or keeps, by unit.
@@ -140,6 +145,8 @@ impl<'a> Restoring<'a> {
             names: how.into_group.iter().cloned().collect(),
             filter: Filter::from_selection(&facts.selection),
             failed: input.failed_units().iter().cloned().collect(),
+            broken: BTreeSet::new(),
+            mark: mark::Where::OwnDatabase,
             sizes: input
                 .units(Stage::Data)
                 .map(|unit| ((unit.group.clone(), unit.name.clone()), unit.bytes))
@@ -159,6 +166,7 @@ impl<'a> Restoring<'a> {
     async fn run(&mut self, mut input: Input) -> Result<()> {
         self.refuse_targets()?;
         self.refuse_existing().await?;
+        self.refuse_parents_that_do_not_fit(&input).await?;
         self.name_missing_definers().await?;
         let mine = Unfinished {
             id: self.how.id.clone(),
@@ -170,7 +178,7 @@ impl<'a> Restoring<'a> {
                 .map(|s| self.in_target(s))
                 .collect(),
         };
-        mark::begin(&mut self.connection, &mine).await?;
+        self.begin(&mine).await?;
         for sql in [
             "SET foreign_key_checks=0",
             "SET SESSION lock_wait_timeout=50",
@@ -190,8 +198,16 @@ impl<'a> Restoring<'a> {
         self.give_rights_back().await?;
         self.compare_definitions().await?;
         self.name_orphans().await?;
-        mark::finish(&mut self.connection, &self.how.id, &[]).await?;
+        let left: Vec<_> = self.broken.iter().map(|unit| self.left(unit)).collect();
+        mark::finish(&mut self.connection, &self.how.id, &left).await?;
         self.tally.units = self.take_counts();
+        Ok(())
+    }
+
+    /// The mark, before the first write.
+    async fn begin(&mut self, mine: &Unfinished) -> Result<()> {
+        let databases = mark::databases(&mine.selected);
+        self.mark = mark::begin(&mut self.connection, mine, &databases).await?;
         Ok(())
     }
 
@@ -300,6 +316,25 @@ impl<'a> Restoring<'a> {
             .run_of_script(sql)
             .await
             .map_err(connection::error)
+    }
+
+    /// A unit that did not come whole, as the mark keeps it.
+    fn left(&self, unit: &(String, String)) -> Selected {
+        self.in_target(&Selected {
+            group: unit.0.clone(),
+            unit: Some(unit.1.clone()).filter(|name| !name.is_empty()),
+        })
+    }
+
+    /// A unit that the server refused: it is named, the rest goes on. Where the connection itself is gone, nothing does.
+    async fn fail(&mut self, unit: &(String, String), shown: &str, error: Error) -> Result<()> {
+        let error = error.within(format!("`{shown}`"));
+        if stops(&error) || self.connection.run("DO 0").await.is_err() {
+            return Err(error);
+        }
+        self.tally.failed.push(error.to_string());
+        self.broken.insert(unit.clone());
+        Ok(())
     }
 
     fn in_target(&self, selected: &Selected) -> Selected {
@@ -446,57 +481,6 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    /// Tables that this restore did not write may point to rows that are gone now.
-    async fn name_orphans(&mut self) -> Result<()> {
-        let ours: HashSet<(String, String)> = self
-            .tables
-            .keys()
-            .map(|unit| (self.database(&unit.0), name_of(&unit.1)))
-            .collect();
-        let schemas: BTreeSet<_> = ours.iter().map(|(database, _)| database.clone()).collect();
-        if schemas.is_empty() {
-            return Ok(());
-        }
-        let list = catalogue::list(&schemas.into_iter().collect::<Vec<_>>());
-        let rows = self
-            .connection
-            .rows(format!(
-                "SELECT CONSTRAINT_NAME, TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, REFERENCED_TABLE_SCHEMA, REFERENCED_TABLE_NAME, REFERENCED_COLUMN_NAME \
-                 FROM information_schema.KEY_COLUMN_USAGE WHERE REFERENCED_TABLE_SCHEMA IN ({list}) ORDER BY TABLE_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, ORDINAL_POSITION"
-            ))
-            .await?;
-        let mut keys: BTreeMap<(String, String, String), ForeignKey> = BTreeMap::new();
-        for row in rows {
-            let child = (row.word(1), row.word(2));
-            let parent = (row.word(4), row.word(5));
-            if ours.contains(&child) || !ours.contains(&parent) {
-                continue;
-            }
-            let key = keys
-                .entry((child.0.clone(), child.1.clone(), row.word(0)))
-                .or_insert_with(|| ForeignKey {
-                    child: full(&child.0, &child.1),
-                    parent: full(&parent.0, &parent.1),
-                    columns: Vec::new(),
-                });
-            key.columns.push((ident(&row.word(3)), ident(&row.word(6))));
-        }
-        for key in keys.into_values() {
-            let orphans = self
-                .connection
-                .value(key.orphans())
-                .await?
-                .unwrap_or_default();
-            if orphans != "0" {
-                self.tally.failed.push(format!(
-                    "{orphans} rows of {} point to rows of {} that are not in the archive",
-                    key.child, key.parent
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// `--existing replace`: what is selected goes, but for what the backup left out or could not read.
     async fn make_way(&mut self) -> Result<()> {
         let mut groups: BTreeMap<String, BTreeSet<Option<String>>> = BTreeMap::new();
@@ -526,7 +510,7 @@ impl<'a> Restoring<'a> {
                     goes.push(object);
                 }
             }
-            if whole && kept == 0 {
+            if whole && kept == 0 && self.mark == mark::Where::OwnDatabase {
                 self.connection
                     .run(format!("DROP DATABASE IF EXISTS {}", ident(&database)))
                     .await?;
@@ -537,29 +521,6 @@ impl<'a> Restoring<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// A foreign key of a table that was not restored, to one that was.
-struct ForeignKey {
-    child: String,
-    parent: String,
-    columns: Vec<(String, String)>,
-}
-
-impl ForeignKey {
-    /// How many rows of the child point to nothing.
-    fn orphans(&self) -> String {
-        let join = |word: &str, each: &dyn Fn(&(String, String)) -> String| {
-            self.columns.iter().map(each).collect::<Vec<_>>().join(word)
-        };
-        format!(
-            "SELECT COUNT(*) FROM {} c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} p WHERE {})",
-            self.child,
-            join(" AND ", &|(own, _)| format!("c.{own} IS NOT NULL")),
-            self.parent,
-            join(" AND ", &|(own, other)| format!("p.{other} = c.{own}"))
-        )
     }
 }
 

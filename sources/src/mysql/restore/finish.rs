@@ -28,13 +28,16 @@ impl Restoring<'_> {
                 path: member.path.to_string(),
                 body: body_of(member).await?,
             };
+            if self.broken.contains(&part.unit) {
+                continue;
+            }
             self.count(&part.unit, Stage::Finish, 0, bytes);
             match self.finish_part(&part).await {
                 Ok(()) => {}
                 Err(error) if stops(&error) => return Err(error),
                 // It may read a view that comes later.
                 Err(_) if part.path.ends_with("/view.sql") => views.push(part),
-                Err(error) => self.tally.failed.push(format!("{}: {error}", part.path)),
+                Err(error) => self.fail(&part.unit, &part.path, error).await?,
             }
         }
         self.finish_views(views).await?;
@@ -52,13 +55,15 @@ impl Restoring<'_> {
                     Ok(()) => {}
                     Err(error) if stops(&error) => return Err(error),
                     Err(error) => {
-                        why.push(format!("{}: {error}", view.path));
+                        why.push(error);
                         left.push(view);
                     }
                 }
             }
             if left.len() == before {
-                self.tally.failed.extend(why);
+                for (view, error) in left.iter().zip(why) {
+                    self.fail(&view.unit, &view.path, error).await?;
+                }
                 break;
             }
             views = left;

@@ -194,7 +194,7 @@ impl Restoring<'_> {
             archive: self.how.archive.clone(),
             selected,
         };
-        mark::begin(&mut self.connection, &mine).await?;
+        self.begin(&mine).await?;
         self.connection.run("SET foreign_key_checks=0").await?;
         let statements = survey.grants.statements();
         if chosen.accounts {
@@ -236,8 +236,9 @@ impl Restoring<'_> {
         for (group, units) in groups {
             self.cx.check_cancelled()?;
             let database = self.database(group);
-            let goes_whole =
-                chosen.whole.contains(group) && survey.dropped.contains(&name_of(group));
+            let goes_whole = chosen.whole.contains(group)
+                && survey.dropped.contains(&name_of(group))
+                && self.mark == mark::Where::OwnDatabase;
             if goes_whole {
                 // The script says so itself, and makes it again.
                 continue;

@@ -1,12 +1,13 @@
 //! Rows, over many connections at once. A segment is one transaction: it is there whole or not at all, and can be tried again.
 
-use super::{Count, Made, Restoring, body_of, local};
+use super::{Count, Made, Restoring, body_of, local, stops};
 use crate::mysql::connection::{self, Connection, ident, number_of};
 use crate::mysql::lexer::{Splitter, Statement};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Input, Member, Members, Stage};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
 use tokio::sync::Semaphore;
 
 /// Segments over this hold one giant row. They go one at a time: each is in memory several times over, and several such rows at once can
@@ -39,13 +40,22 @@ impl Restoring<'_> {
             .await?
             .is_some_and(|value| value == "1");
         let giants = &Semaphore::new(1);
-        let tables = &self.tables;
+        let refused = &Mutex::new(BTreeMap::new());
+        let (tables, broken) = (&self.tables, &self.broken);
+        let packet = connections[0]
+            .value("SELECT @@max_allowed_packet")
+            .await?
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(usize::MAX);
         let workers = connections.iter_mut().map(|connection| {
             let worker = Worker {
                 cx: cx.clone(),
                 tables,
+                broken,
                 databases: &databases,
                 giants,
+                refused,
+                packet,
                 is_maria: self.server.is_maria(),
                 local,
             };
@@ -71,13 +81,32 @@ impl Restoring<'_> {
                 count.bytes += more.bytes;
             }
         }
+        let refused = std::mem::take(&mut *lock(refused));
+        for (unit, why) in refused {
+            self.tally.failed.push(why);
+            self.broken.insert(unit);
+        }
         Ok(())
     }
+}
+
+/// Units of which the server refused rows, and why.
+type Refused = BTreeMap<(String, String), String>;
+
+fn lock(refused: &Mutex<Refused>) -> std::sync::MutexGuard<'_, Refused> {
+    refused
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 struct Worker<'a> {
     cx: Context,
     tables: &'a HashMap<(String, String), Made>,
+    /// Units whose tables could not be made.
+    broken: &'a BTreeSet<(String, String)>,
+    refused: &'a Mutex<Refused>,
+    /// The server's `max_allowed_packet`.
+    packet: usize,
     databases: &'a HashMap<String, String>,
     giants: &'a Semaphore,
     is_maria: bool,
@@ -93,11 +122,22 @@ impl Worker<'_> {
             let unit = member.unit.clone();
             let shown = member.path.to_string();
             let bytes = member.len.unwrap_or_default();
-            let rows = self
-                .segment(connection, member)
-                .await
-                .map_err(|error| error.within(format!("`{shown}`")))?;
-            counts.entry(unit).or_default().add(rows, bytes);
+            if self.broken.contains(&unit) || lock(self.refused).contains_key(&unit) {
+                continue;
+            }
+            match self.segment(connection, member).await {
+                Ok(rows) => counts.entry(unit).or_default().add(rows, bytes),
+                Err(error) => {
+                    let error = error.within(format!("`{shown}`"));
+                    // The rows of this segment go again; and a connection that is gone says so here.
+                    if stops(&error) || connection.run("ROLLBACK").await.is_err() {
+                        return Err(error);
+                    }
+                    lock(self.refused)
+                        .entry(unit)
+                        .or_insert_with(|| error.to_string());
+                }
+            }
         }
         Ok(counts)
     }
@@ -120,10 +160,12 @@ impl Worker<'_> {
         let body = body_of(member).await?;
         let statements = Splitter::all(&body)?;
         drop(body);
+        let too_large = statements.iter().any(|s| s.sql.len() >= self.packet);
+        // Giants go by INSERT, unless the server takes no statement of that size.
         let columns = made
             .load
             .as_ref()
-            .filter(|_| self.local && !made.merged && !giant);
+            .filter(|_| self.local && !made.merged && (!giant || too_large));
         for attempt in 1.. {
             if let Some(load) = columns.and_then(|columns| local::transcode(&statements, columns)) {
                 match self.load(connection, &unit, &statements, load).await {
@@ -138,6 +180,9 @@ impl Worker<'_> {
                     Err(Tried::Ours(error)) => return Err(error),
                 }
             }
+            if too_large {
+                return Err(self.too_large(&statements));
+            }
             match self.transaction(connection, &unit, made, &statements).await {
                 Err(Tried::Server(error)) if attempt < TRIES && is_lock(&error) => {
                     tracing::debug!(unit = unit.1, attempt, "a lock was in the way: {error}");
@@ -150,6 +195,21 @@ impl Worker<'_> {
             self.cx.check_cancelled()?;
         }
         Err(bk_core::error::bug("a segment was never tried"))
+    }
+
+    fn too_large(&self, statements: &[Statement]) -> Error {
+        let largest = statements.iter().map(|s| s.sql.len()).max().unwrap_or(0);
+        Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "a row needs a statement of {largest} bytes, and the server's max_allowed_packet is {}",
+                self.packet
+            ),
+        )
+        .hint(format!(
+            "SET GLOBAL max_allowed_packet = {}, or SET GLOBAL local_infile = 1, and restore it again",
+            (largest + 1).next_power_of_two()
+        ))
     }
 
     /// A segment by LOAD DATA LOCAL, after the settings that it begins with.

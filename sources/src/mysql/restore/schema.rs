@@ -1,6 +1,6 @@
 //! Accounts, databases, sequences and tables.
 
-use super::{Made, Restoring, body_of, stops};
+use super::{Made, Restoring, body_of};
 use crate::mysql::accounts::{self, labelled};
 use crate::mysql::connection::{ident, quoted};
 use crate::mysql::lexer::{
@@ -27,8 +27,11 @@ impl Restoring<'_> {
             let bytes = member.len.unwrap_or_default();
             match self.schema_member(member).await {
                 Ok(rows) => self.count(&unit, Stage::Schema, rows, bytes),
-                Err(error) if stops(&error) => return Err(error),
-                Err(error) => return Err(error.within(format!("`{shown}`"))),
+                // Without its database nothing of a group can come.
+                Err(error) if unit.1.is_empty() => {
+                    return Err(error.within(format!("`{shown}`")));
+                }
+                Err(error) => self.fail(&unit, &shown, error).await?,
             }
         }
         Ok(())
@@ -264,28 +267,39 @@ impl Restoring<'_> {
             .collect();
         for (unit, keys) in waiting {
             self.cx.check_cancelled()?;
-            let full = self.full(&unit);
-            // MySQL takes one FULLTEXT at a time.
-            let (text, plain): (Vec<_>, Vec<_>) = keys
-                .into_iter()
-                .partition(|key| key.starts_with(b"FULLTEXT"));
-            let mut batches: Vec<Vec<Vec<u8>>> = Vec::new();
-            if !plain.is_empty() {
-                batches.push(plain);
+            if self.broken.contains(&unit) {
+                continue;
             }
-            batches.extend(text.into_iter().map(|key| vec![key]));
-            for batch in batches {
-                let adds: Vec<_> = batch
-                    .iter()
-                    .map(|key| [b"ADD ", &key[..]].concat())
-                    .collect();
-                let sql = [
-                    format!("ALTER TABLE {full} ").as_bytes(),
-                    &adds.join(&b", "[..]),
-                ]
-                .concat();
-                self.connection.run(sql).await?;
+            if let Err(error) = self.add_keys(&unit, keys).await {
+                let shown = format!("keys of {}/{}", unit.0, unit.1);
+                self.fail(&unit, &shown, error).await?;
             }
+        }
+        Ok(())
+    }
+
+    async fn add_keys(&mut self, unit: &(String, String), keys: Vec<Vec<u8>>) -> Result<()> {
+        let full = self.full(unit);
+        // MySQL takes one FULLTEXT at a time.
+        let (text, plain): (Vec<_>, Vec<_>) = keys
+            .into_iter()
+            .partition(|key| key.starts_with(b"FULLTEXT"));
+        let mut batches: Vec<Vec<Vec<u8>>> = Vec::new();
+        if !plain.is_empty() {
+            batches.push(plain);
+        }
+        batches.extend(text.into_iter().map(|key| vec![key]));
+        for batch in batches {
+            let adds: Vec<_> = batch
+                .iter()
+                .map(|key| [b"ADD ", &key[..]].concat())
+                .collect();
+            let sql = [
+                format!("ALTER TABLE {full} ").as_bytes(),
+                &adds.join(&b", "[..]),
+            ]
+            .concat();
+            self.connection.run(sql).await?;
         }
         Ok(())
     }

@@ -6,11 +6,12 @@ use super::script::Script;
 use super::survey::{Place, Survey, Whose};
 use crate::mysql::connection::{self, Connection, ident};
 use crate::mysql::lexer::{Statement, find};
+use crate::mysql::mark::Where;
 use crate::mysql::restore::{Made, Restoring};
 use crate::mysql::statement::{Name, Rows, What};
 use crate::mysql::{Definer, ddl, part};
 use bk_core::error::{Error, ErrorKind, Result, bug};
-use bk_core::source::{Existing, Input, Selected, Stage};
+use bk_core::source::{Input, Selected, Stage};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -272,7 +273,8 @@ impl Replay<'_, '_> {
         self.barrier().await?;
         let whole = self.chosen.whole.contains(&part(database));
         let sql = match what {
-            What::DropDatabase(_) if !whole || self.restoring.existing != Existing::Replace => {
+            // Where the mark stands inside, what is in the way has gone already.
+            What::DropDatabase(_) if !whole || self.restoring.mark == Where::Targets => {
                 return Ok(());
             }
             What::CreateDatabase(name) | What::DropDatabase(name) | What::AlterDatabase(name) => {

@@ -74,6 +74,11 @@ impl Selector {
         self.parts.len() == 1 && self.touches(instance)
     }
 
+    /// Whether it takes all of this group.
+    pub fn takes_group(&self, instance: &str, group: &str) -> bool {
+        self.parts.len() <= 2 && self.takes(instance, group, "")
+    }
+
     /// Whether it takes this unit.
     pub fn takes(&self, instance: &str, group: &str, unit: &str) -> bool {
         let names = [instance, group, unit];
@@ -116,6 +121,19 @@ impl Selection {
     pub fn takes(&self, instance: &str, group: &str, unit: &str) -> bool {
         let only = self.only.is_empty() || self.only.iter().any(|s| s.takes(instance, group, unit));
         only && !self.exclude.iter().any(|s| s.takes(instance, group, unit))
+    }
+
+    /// Whether all of a group is selected, whatever is in it.
+    pub fn takes_group(&self, instance: &str, group: &str) -> bool {
+        let only = self.only.is_empty() || self.only.iter().any(|s| s.takes_group(instance, group));
+        let names = [instance, group];
+        let leaves_out = |s: &Selector| {
+            s.parts
+                .iter()
+                .zip(names)
+                .all(|(part, name)| part.matches(name))
+        };
+        only && !self.exclude.iter().any(leaves_out)
     }
 
     /// What of it speaks of this instance.

@@ -212,4 +212,6 @@ pub struct Claim {
     pub path: MemberPath,
     /// The source gets it decompressed.
     pub unpacked: bool,
+    /// The source knows what it is, and leaves it out on purpose.
+    pub left_out: bool,
 }

@@ -103,22 +103,16 @@ impl Source for Caddy {
 
     /// A data folder as others pack it: `caddy/…` or `data/caddy/…` (Tutor's backup plugin), or the folder itself.
     fn claim(&self, what: &Candidate) -> Vec<Claim> {
-        let inside = inside_data_folder(what);
-        let claimed = inside.filter(|path| {
-            let first = path.parts().next();
-            first != Some(b"locks") && matches!(what.kind, Kind::File | Kind::Directory)
-        });
-        claimed
+        inside_data_folder(what)
             .map(|path| {
                 let is_folder = what.kind == Kind::Directory;
+                let left_out = path.parts().next() == Some(b"locks".as_slice());
+                let later = is_folder || matches!(what.kind, Kind::Symlink(_));
                 Claim {
-                    // Folders last: what is written into them changes their time.
-                    stage: if is_folder {
-                        Stage::Finish
-                    } else {
-                        Stage::Data
-                    },
+                    // Folders last: what is written into them changes their time. Links as well: nothing is written through one.
+                    stage: if later { Stage::Finish } else { Stage::Data },
                     unit: Some(unit_of(&path, is_folder)),
+                    left_out,
                     path,
                     unpacked: false,
                 }

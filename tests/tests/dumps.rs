@@ -332,8 +332,10 @@ async fn a_dump_that_was_cut_off_writes_nothing() {
     home.write("other.sql.gz", &whole);
     home.bk(&["restore", "other.sql.gz", "--yes"]).ended(7);
     assert_eq!(empty.difference(&server.contents().await), None);
-    home.bk(&["restore", "cut.sql", "--yes", "--allow-partial"])
-        .ended(0);
+    let partly = home
+        .bk(&["restore", "cut.sql", "--yes", "--allow-partial"])
+        .ended(3);
+    assert!(partly.stderr.contains("cut off"), "{}", partly.stderr);
     assert_eq!(number(&server, "SELECT COUNT(*) FROM shop.a").await, 5000);
 }
 
@@ -411,6 +413,132 @@ async fn scripts_run_as_the_plain_client_runs_them() {
     // What did not come is not backed up as if it had.
     let done = home.bk(&["backup"]).ended(3);
     assert!(done.stderr.contains("d/bad"), "{}", done.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_go_where_the_script_says() {
+    let Some(server) = Server::start(Kind::MariaDb, &["--autocommit=0"]) else {
+        return;
+    };
+    let home = Home::new(&settings(&server));
+    // A dump of rows alone has no SET between its databases.
+    server
+        .run_all(&[
+            "CREATE DATABASE a",
+            "CREATE DATABASE b",
+            "CREATE TABLE a.t (i INT PRIMARY KEY)",
+            "CREATE TABLE b.t (i INT PRIMARY KEY)",
+            "INSERT INTO a.t VALUES (1)",
+            "INSERT INTO b.t VALUES (2)",
+            "COMMIT",
+        ])
+        .await;
+    dump(
+        &server,
+        &home.path("rows.sql"),
+        &["--no-create-info", "--databases", "a", "b"],
+    );
+    server
+        .run_all(&["DELETE FROM a.t", "DELETE FROM b.t", "COMMIT"])
+        .await;
+    home.bk(&["restore", "rows.sql", "--yes"]).ended(0);
+    assert_eq!(names(&server, "SELECT i FROM a.t").await, ["1"]);
+    assert_eq!(names(&server, "SELECT i FROM b.t").await, ["2"]);
+
+    // A script of a person is one session.
+    home.write(
+        "mine.sql",
+        "CREATE DATABASE mine; USE mine;\n\
+         CREATE TABLE u (id INT AUTO_INCREMENT PRIMARY KEY, n TEXT); CREATE TABLE p (id INT, n TEXT); CREATE TABLE kept (i INT);\n\
+         INSERT INTO u VALUES (NULL, 'x'); SET @id = LAST_INSERT_ID(); INSERT INTO p VALUES (@id, 'y');\n\
+         CREATE TEMPORARY TABLE tmp (i INT); INSERT INTO tmp VALUES (7); INSERT INTO kept SELECT i FROM tmp;\n\
+         BEGIN; INSERT INTO kept VALUES (8); ROLLBACK;\n\
+         CREATE INDEX later USING BTREE ON kept (i); UPDATE kept SET i = i + 1;\n\
+         CREATE USER shop@localhost IDENTIFIED BY 'x'; GRANT SELECT ON mine.* TO shop@localhost; COMMIT;",
+    );
+    home.bk(&["restore", "mine.sql", "--yes"]).ended(0);
+    assert_eq!(names(&server, "SELECT id FROM mine.p").await, ["1"]);
+    assert_eq!(names(&server, "SELECT i FROM mine.kept").await, ["8"]);
+    assert_eq!(
+        names(
+            &server,
+            "SELECT INDEX_NAME FROM information_schema.STATISTICS WHERE TABLE_NAME = 'kept'"
+        )
+        .await,
+        ["later"]
+    );
+    let grants = names(&server, "SHOW GRANTS FOR shop@localhost").await;
+    assert!(grants.iter().any(|g| g.contains("mine")), "{grants:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_outside_of_the_selection_is_touched() {
+    let Some(server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    let home = Home::new(&settings(&server));
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.orders (i INT PRIMARY KEY)",
+            "CREATE TABLE shop.customers (i INT PRIMARY KEY)",
+            "INSERT INTO shop.orders VALUES (1)",
+            "INSERT INTO shop.customers VALUES (1)",
+        ])
+        .await;
+    home.write(
+        "shop.sql",
+        "CREATE DATABASE IF NOT EXISTS shop; USE shop; DROP TABLE IF EXISTS orders, customers;\n\
+         CREATE TABLE IF NOT EXISTS orders (i INT PRIMARY KEY); INSERT INTO orders VALUES (5);\n\
+         CREATE TABLE IF NOT EXISTS customers (i INT PRIMARY KEY); TRUNCATE shop.customers; DELETE FROM shop.customers; INSERT INTO customers VALUES (5);\n\
+         UPDATE mysql.global_priv SET Priv = '{}'; SHUTDOWN; SET GLOBAL max_connections = 3;",
+    );
+    let before = server.contents().await;
+    // A name for the whole script moves nothing of one that names its database itself.
+    home.bk(&["restore", "shop.sql", "--yes", "--into", "mysql=copy"])
+        .ended(6);
+    assert_eq!(before.difference(&server.contents().await), None);
+    home.bk(&["restore", "shop.sql", "--yes", "--into", "mysql/shop=copy"])
+        .ended(0);
+    let after = server.contents().await;
+    assert_eq!(before.difference(&after.clone().without("copy")), None);
+    assert_eq!(after.0["copy/customers: rows"], ["5"]);
+    let only = [
+        "restore",
+        "shop.sql",
+        "--yes",
+        "--only",
+        "mysql/shop/orders",
+    ];
+    home.bk(&only).ended(0);
+    let after = server.contents().await;
+    assert_eq!(after.0["shop/orders: rows"], ["5"]);
+    assert_eq!(after.0["shop/customers: rows"], ["1"]);
+
+    // DROP DATABASE belongs to who restores the database.
+    home.write(
+        "drop.sql",
+        "DROP DATABASE IF EXISTS shop; CREATE DATABASE shop; USE shop; CREATE TABLE orders (i INT); INSERT INTO orders VALUES (6);",
+    );
+    let only = [
+        "restore",
+        "drop.sql",
+        "--yes",
+        "--only",
+        "mysql/shop/orders",
+    ];
+    home.bk(&only).ended(0);
+    assert_eq!(names(&server, "SELECT i FROM shop.customers").await, ["1"]);
+    server.run_all(&["DROP TABLE shop.orders"]).await;
+    home.bk(&["restore", "drop.sql", "--yes", "--existing", "refuse"])
+        .ended(6);
+    assert_eq!(names(&server, "SELECT i FROM shop.customers").await, ["1"]);
+    home.bk(&["restore", "drop.sql", "--yes"]).ended(0);
+    assert!(
+        names(&server, "SHOW TABLES FROM shop LIKE 'customers'")
+            .await
+            .is_empty()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,8 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// From here a tar says that it is one.
 const TAR_MAGIC_AT: usize = 257;
 const TAR_HEAD_BYTES: usize = 512;
+/// Streams of xz that need more memory than this are refused; `xz -9` needs 65 MiB.
+const XZ_MEMORY_BYTES: u64 = 1 << 30;
 /// Frames of zstd that need more memory than this (2 GiB) are refused.
 const ZSTD_WINDOW_LOG: u32 = 31;
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
@@ -163,7 +165,12 @@ pub fn decompressed<'r>(stream: &'r mut dyn Read, name: &str) -> Result<Box<dyn 
     let whole = std::io::Cursor::new(magic).chain(stream);
     let inner: Box<dyn Read + 'r> = match kind {
         None => Box::new(whole),
-        Some(Compression::Xz) => Box::new(xz2::read::XzDecoder::new_multi_decoder(whole)),
+        Some(Compression::Xz) => {
+            let flags = xz2::stream::CONCATENATED;
+            let stream = xz2::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES, flags)
+                .map_err(|e| said(e.into(), name))?;
+            Box::new(xz2::read::XzDecoder::new_stream(whole, stream))
+        }
         Some(Compression::Gzip) => Box::new(flate2::read::MultiGzDecoder::new(whole)),
         Some(Compression::Zstd) => {
             let mut decoder = zstd::Decoder::new(whole).map_err(|e| said(e, name))?;
@@ -330,9 +337,16 @@ async fn sniff(read: Arc<dyn ReadAt>, name: &str) -> Result<Shape> {
             let mut plain = decompressed(&mut stream, &name)?;
             fill(&mut plain, &mut head).map_err(|e| said(e, &name))?
         };
-        let is_tar = is_tar(&head[..len])
-            // A tar of the oldest kind, or one without members, says it by its name alone.
-            || [".tar", ".tgz", ".txz"].iter().any(|word| name.to_ascii_lowercase().contains(word));
+        // A tar of the oldest kind, or one without members, says it by its name alone.
+        let file_name = name
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        let named = [".tar", ".tgz", ".txz"]
+            .iter()
+            .any(|word| file_name.contains(word));
+        let is_tar = is_tar(&head[..len]) || named;
         Ok(if is_tar { Shape::Tar } else { Shape::File })
     })
     .await

@@ -17,7 +17,7 @@ use crate::restore::{Origin, Prepared, Request};
 use crate::selector::{Matched, parse_into};
 use crate::source::{Candidate, Claim, Facts, RestoreOptions, Selected};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,8 @@ pub async fn prepare<'a>(
     let thing = Arc::new(Foreign::open(&path).await?);
     cx.tell(&Event::Phase("looking"));
     let candidates = scan(cx, &thing).await?;
-    let found = claims(config, &request, &thing, &candidates)?;
+    let mut left_out = HashSet::new();
+    let found = claims(config, &request, &thing, &candidates, &mut left_out)?;
     let id = crate::backup::draw_id()?;
     let mut plan = RestorePlan {
         id: id.clone(),
@@ -82,7 +83,7 @@ pub async fn prepare<'a>(
         of_bytes: thing.stored_bytes(),
     };
     if request.selection.only.is_empty() {
-        plan.without_source = unclaimed(&candidates, &found);
+        plan.without_source = unclaimed(&candidates, &found, &left_out);
     }
     let mut warnings = Vec::new();
     let mut sources = Vec::new();
@@ -129,7 +130,7 @@ async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
             cx.check_cancelled()?;
             let head = if entry.meta.kind == Kind::File && heads < HEADS_KEPT {
                 heads += 1;
-                head_of(body, &entry.path.to_string())?
+                head_of(body, &entry.path.to_string())
             } else {
                 Bytes::new()
             };
@@ -161,13 +162,16 @@ async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-fn head_of(body: &mut dyn Read, name: &str) -> Result<Bytes> {
+/// Empty where a body is compressed and damaged: whoever wants it will find that out.
+fn head_of(body: &mut dyn Read, name: &str) -> Bytes {
     let mut head = Vec::new();
-    decompressed(body, name)?
-        .take(HEAD_BYTES)
-        .read_to_end(&mut head)
-        .map_err(|e| said(e, name))?;
-    Ok(head.into())
+    let read = decompressed(body, name)
+        .ok()
+        .and_then(|plain| plain.take(HEAD_BYTES).read_to_end(&mut head).ok());
+    if read.is_none() {
+        head.clear();
+    }
+    head.into()
 }
 
 /// Folder and name.
@@ -187,6 +191,7 @@ fn claims(
     request: &Request,
     thing: &Foreign,
     candidates: &[Candidate],
+    left_out: &mut HashSet<MemberPath>,
 ) -> Result<Found> {
     let decided = super::renames(&request.renamed)?;
     for (entry, name) in &decided {
@@ -206,6 +211,10 @@ fn claims(
             }
             let claims = source.source.claim(candidate);
             anybody |= !claims.is_empty();
+            if claims.iter().any(|claim| claim.left_out) {
+                left_out.insert(candidate.path.clone());
+                continue;
+            }
             for claim in &claims {
                 match &claim.unit {
                     Some((group, unit)) => matched.see(&source.name, group, unit),
@@ -270,8 +279,12 @@ fn decided_for<'d>(decided: &'d HashMap<String, String>, path: &MemberPath) -> O
         .map(|(_, name)| name)
 }
 
-/// Folders with files of which no source takes a single one.
-fn unclaimed(candidates: &[Candidate], found: &Found) -> Vec<String> {
+/// Files that no source takes; a folder of which nothing is taken is named alone.
+fn unclaimed(
+    candidates: &[Candidate],
+    found: &Found,
+    left_out: &HashSet<MemberPath>,
+) -> Vec<String> {
     let folder = |path: &MemberPath| {
         path.parts()
             .take(2)
@@ -279,12 +292,22 @@ fn unclaimed(candidates: &[Candidate], found: &Found) -> Vec<String> {
             .collect::<Vec<_>>()
             .join("/")
     };
-    let taken: BTreeSet<String> = found.values().flat_map(HashMap::keys).map(folder).collect();
+    let known = found.values().flat_map(HashMap::keys).chain(left_out);
+    let taken: BTreeSet<String> = known.map(folder).collect();
+    let nobodys = |candidate: &&Candidate| {
+        candidate.kind != Kind::Directory
+            && !left_out.contains(&candidate.path)
+            && !found
+                .values()
+                .any(|paths| paths.contains_key(&candidate.path))
+    };
     let left: BTreeSet<String> = candidates
         .iter()
-        .filter(|candidate| candidate.kind != Kind::Directory)
-        .map(|candidate| folder(&candidate.path))
-        .filter(|folder| !taken.contains(folder))
+        .filter(nobodys)
+        .map(|candidate| match folder(&candidate.path) {
+            folder if taken.contains(&folder) => candidate.path.to_string(),
+            folder => folder,
+        })
         .collect();
     let more = left.len().saturating_sub(UNCLAIMED_NAMED);
     let mut named: Vec<String> = left.into_iter().take(UNCLAIMED_NAMED).collect();
@@ -437,17 +460,19 @@ impl Claimed {
         if claimed == 0 {
             return Ok(());
         }
-        let mut seen = 0;
+        // An entry that stands twice comes twice: the last one wins, as with tar.
+        let mut seen = HashSet::new();
         self.thing.pass(runtime, &mut |head, body| {
             cx.check_cancelled()?;
             let claims = self.by_path.get(&head.path).map_or(&[][..], Vec::as_slice);
             let Some(claim) = claims.iter().find(|claim| claim.stage == stage) else {
                 return Ok(());
             };
-            seen += 1;
+            seen.insert(head.path.clone());
             cx.tell(&Event::Bytes(head.len));
-            self.member(claim, head, body, members)
+            self.member(claim, head, &mut Watched { body, cx }, members)
         })?;
+        let seen = seen.len() as u64;
         if seen == claimed {
             return Ok(());
         }
@@ -526,6 +551,19 @@ impl Claimed {
             kind: Kind::Hardlink(to.path.clone()),
             ..meta
         })
+    }
+}
+
+/// A body that ends when the run must stop.
+struct Watched<'a> {
+    body: &'a mut dyn Read,
+    cx: &'a Context,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.cx.check_cancelled().map_err(std::io::Error::other)?;
+        self.body.read(buffer)
     }
 }
 

@@ -156,7 +156,7 @@ impl Connection {
     async fn set_up(&mut self) -> Result<()> {
         self.run(
             "SET NAMES utf8mb4, character_set_results = NULL, time_zone = '+00:00', sql_mode = '', sql_quote_show_create = 1, \
-             net_write_timeout = 86400, net_read_timeout = 86400, wait_timeout = 2147483, lock_wait_timeout = 50",
+             net_write_timeout = 86400, net_read_timeout = 86400, wait_timeout = 2147483, lock_wait_timeout = 50, autocommit = 1",
         )
         .await?;
         // What only one family knows, and older ones of it do not: version comments keep it from them.

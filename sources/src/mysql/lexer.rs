@@ -12,6 +12,8 @@ const STATEMENT_MAX_BYTES: usize = 1 << 30;
 #[derive(Debug)]
 pub struct Splitter {
     buffer: Vec<u8>,
+    /// Where the statement begins that is scanned.
+    from: usize,
     /// Up to where the buffer was scanned, and in what.
     at: usize,
     state: State,
@@ -23,6 +25,8 @@ pub struct Splitter {
     /// `NO_BACKSLASH_ESCAPES` is on in the session.
     pub no_backslash_escapes: bool,
     ended: bool,
+    /// The last statement had no delimiter behind it.
+    unterminated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,7 @@ impl Default for Splitter {
     fn default() -> Self {
         Self {
             buffer: Vec::new(),
+            from: 0,
             at: 0,
             state: State::Plain,
             delimiter: b";".to_vec(),
@@ -54,6 +59,7 @@ impl Default for Splitter {
             statement_line: 1,
             no_backslash_escapes: false,
             ended: false,
+            unterminated: false,
         }
     }
 }
@@ -62,7 +68,8 @@ impl Default for Splitter {
 enum Step {
     Over(usize),
     Wait,
-    Statement,
+    /// A statement ends here; so many bytes of delimiter follow.
+    Statement(usize),
 }
 
 impl Splitter {
@@ -85,6 +92,9 @@ impl Splitter {
 
     /// The next piece.
     pub fn push(&mut self, piece: &[u8]) -> Result<()> {
+        self.buffer.drain(..self.from);
+        self.at -= self.from;
+        self.from = 0;
         if self.buffer.len() + piece.len() > STATEMENT_MAX_BYTES {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -112,8 +122,8 @@ impl Splitter {
             match self.step()? {
                 Step::Over(bytes) => self.advance(bytes),
                 Step::Wait => return Ok(None),
-                Step::Statement => {
-                    let sql = self.cut();
+                Step::Statement(delimiter) => {
+                    let sql = self.cut(delimiter);
                     if has_words(&sql) {
                         return Ok(Some(self.statement(sql)));
                     }
@@ -132,23 +142,35 @@ impl Splitter {
         self.line
     }
 
+    /// Whether the last statement had no delimiter behind it.
+    pub fn is_unterminated(&self) -> bool {
+        self.unterminated
+    }
+
     fn advance(&mut self, bytes: usize) {
         let to = (self.at + bytes).min(self.buffer.len());
-        for byte in &self.buffer[self.at..to] {
-            self.line += u64::from(*byte == b'\n');
+        let over = &self.buffer[self.at..to];
+        self.line += over.split(|b| *b == b'\n').count() as u64 - 1;
+        if let Some(at) = over.iter().rposition(|b| *b == b'\n') {
+            self.line_start = is_blank(&over[at + 1..]);
+        } else if !over.is_empty() {
+            self.line_start = self.line_start && is_blank(over);
         }
-        self.line_start = to > 0 && self.buffer[to - 1] == b'\n';
         self.at = to;
     }
 
-    /// Takes the statement before the delimiter out of the buffer.
-    fn cut(&mut self) -> Vec<u8> {
-        let rest = self.buffer.split_off(self.at + self.delimiter.len());
-        let mut sql = std::mem::replace(&mut self.buffer, rest);
-        sql.truncate(self.at);
-        self.at = 0;
+    /// Takes the statement before the delimiter.
+    fn cut(&mut self, delimiter: usize) -> Vec<u8> {
+        let sql = self.buffer[self.from..self.at].to_vec();
+        self.at += delimiter;
+        self.from = self.at;
         self.line_start = false;
         sql
+    }
+
+    /// What was scanned of the statement.
+    fn so_far(&self) -> &[u8] {
+        &self.buffer[self.from..self.at]
     }
 
     fn statement(&mut self, sql: Vec<u8>) -> Statement {
@@ -163,9 +185,11 @@ impl Splitter {
     }
 
     fn rest(&mut self) -> Option<Statement> {
-        let sql = std::mem::take(&mut self.buffer);
-        self.at = 0;
-        has_words(&sql).then(|| self.statement(sql))
+        let sql = self.buffer.split_off(self.from);
+        self.buffer.clear();
+        (self.from, self.at) = (0, 0);
+        self.unterminated = has_words(&sql);
+        self.unterminated.then(|| self.statement(sql))
     }
 
     fn step(&mut self) -> Result<Step> {
@@ -217,13 +241,24 @@ impl Splitter {
     }
 
     fn plain(&mut self) -> Result<Step> {
+        if self.line_start {
+            let rest = &self.buffer[self.at..];
+            if matches!(rest[0], b' ' | b'\t') {
+                return Ok(Step::Over(1));
+            }
+            if !has_words(self.so_far()) {
+                if may_be(rest, b"delimiter") {
+                    return self.delimiter_line();
+                }
+                if let Some(step) = self.clients_line() {
+                    return Ok(step);
+                }
+            }
+        }
         let rest = &self.buffer[self.at..];
         let wait_or = |step| if self.ended { step } else { Step::Wait };
-        if self.line_start && may_be(rest, b"delimiter") {
-            return self.delimiter_line();
-        }
         if rest.starts_with(&self.delimiter) {
-            return Ok(Step::Statement);
+            return Ok(Step::Statement(self.delimiter.len()));
         }
         if self.delimiter.starts_with(rest) {
             return Ok(wait_or(Step::Over(1)));
@@ -280,7 +315,7 @@ impl Splitter {
         let is_command = line.len() > 9
             && line[..9].eq_ignore_ascii_case(b"delimiter")
             && line[9].is_ascii_whitespace();
-        if !is_command || has_words(&self.buffer[..self.at]) {
+        if !is_command {
             return Ok(Step::Over(1));
         }
         let word: Vec<u8> = line[9..]
@@ -297,10 +332,44 @@ impl Splitter {
         }
         self.delimiter = word;
         self.advance(end);
-        self.buffer.drain(..self.at);
-        self.at = 0;
+        self.from = self.at;
         Ok(Step::Over(0))
     }
+
+    /// What the client takes out of a line by itself where a statement begins: `--` without white space is a comment there, and
+    /// `USE x` needs no delimiter.
+    fn clients_line(&mut self) -> Option<Step> {
+        let rest = &self.buffer[self.at..];
+        let comment = rest.starts_with(b"--") && rest.get(2).is_some_and(|b| *b > b' ');
+        let maybe_use = may_be(rest, b"use");
+        if !comment && !maybe_use {
+            return None;
+        }
+        let Some(end) = rest
+            .iter()
+            .position(|b| *b == b'\n')
+            .or(self.ended.then_some(rest.len()))
+        else {
+            return Some(Step::Wait);
+        };
+        let line = &rest[..end];
+        if comment {
+            self.advance(end);
+            self.from = self.at;
+            return Some(Step::Over(0));
+        }
+        let is_use = line.get(3).is_some_and(u8::is_ascii_whitespace)
+            && line[..3].eq_ignore_ascii_case(b"use")
+            && find(line, &self.delimiter).is_none();
+        is_use.then(|| {
+            self.advance(end);
+            Step::Statement(0)
+        })
+    }
+}
+
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| matches!(b, b' ' | b'\t'))
 }
 
 /// Whether bytes at the start of a line begin with this word, or may once more of them are there.
@@ -549,6 +618,16 @@ mod tests {
             ["select 1/2"]
         );
         assert_eq!(cut("select `a\\`; b"), ["select `a\\`", "b"]);
+        assert_eq!(
+            cut("use shop\nCREATE TABLE t;\n use b ; c"),
+            ["use shop", "CREATE TABLE t", "use b", "c"]
+        );
+        assert_eq!(
+            cut("  DELIMITER //\na; b//\n\tdelimiter ;\nc;"),
+            ["a; b", "c"]
+        );
+        assert_eq!(cut("--it's a comment\n------\na;"), ["a"]);
+        assert_eq!(cut("a\n--b;"), ["a\n--b"]);
     }
 
     #[test]

@@ -75,6 +75,8 @@ struct Restoring<'a> {
     tables: HashMap<(String, String), Made>,
     /// Same family and version as the archive's server: definitions must come back equal.
     same_server: bool,
+    /// Accounts that the target had before.
+    accounts_here: Option<HashSet<String>>,
     /// Accounts that were left as they are: their grants are left as well.
     skipped_accounts: HashSet<String>,
     /// Definers of the archive that neither the target has nor this restore makes.
@@ -153,6 +155,7 @@ impl<'a> Restoring<'a> {
                 .collect(),
             tables: HashMap::new(),
             same_server,
+            accounts_here: None,
             skipped_accounts: HashSet::new(),
             missing_definers: HashSet::new(),
             definers: serde_json::from_value(facts.more["definers"].clone()).unwrap_or_default(),

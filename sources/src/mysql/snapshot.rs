@@ -7,7 +7,9 @@ use crate::mysql::catalogue::{self, Named, Table, TableKind};
 use crate::mysql::connection::{Connection, Server};
 use crate::mysql::lock::{self, Instant};
 use crate::mysql::mark;
-use crate::mysql::{ACCOUNTS_UNIT, LAYOUT, Mysql, SERVER_GROUP, ddl, lexer, object_unit, part};
+use crate::mysql::{
+    ACCOUNTS_UNIT, LAYOUT, Mysql, SERVER_GROUP, ddl, lexer, name_of, object_unit, part,
+};
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
@@ -228,17 +230,30 @@ impl MysqlSnapshot {
 
     /// What an unfinished restore owes and what is not even there yet fails as well: a database that was dropped and not made again is
     /// no smaller server.
-    async fn fail_marked(&self, cx: &Context, writing: &mut Writing<'_>) -> Result<()> {
-        let here = self.units();
+    async fn fail_marked(&mut self, cx: &Context, writing: &mut Writing<'_>) -> Result<()> {
+        let mut here = self.units();
+        let selected = self.marks.iter().flat_map(|mark| &mark.selected);
+        let programs: BTreeSet<String> = selected
+            .filter(|s| s.unit.as_ref().is_some_and(|unit| unit.contains(':')))
+            .map(|s| s.group.clone())
+            .collect();
+        for group in programs {
+            let database = name_of(&group);
+            let mut named = catalogue::routines(&mut self.connection, &database).await?;
+            named.extend(catalogue::events(&mut self.connection, &database).await?);
+            here.extend(
+                named
+                    .iter()
+                    .map(|n| (group.clone(), object_unit(&n.kind, &n.name))),
+            );
+        }
         let mut missing = BTreeSet::new();
         for selected in self.marks.iter().flat_map(|mark| &mark.selected) {
             match &selected.unit {
                 None if selected.group != SERVER_GROUP => {
                     missing.insert((selected.group.clone(), "*".to_owned()))
                 }
-                Some(unit) if !unit.contains(':') => {
-                    missing.insert((selected.group.clone(), unit.clone()))
-                }
+                Some(unit) => missing.insert((selected.group.clone(), unit.clone())),
                 _ => false,
             };
         }

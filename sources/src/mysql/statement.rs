@@ -41,13 +41,15 @@ pub enum What {
     Drop(String, Name),
     /// INSERT or REPLACE.
     Insert(Name),
-    /// ALTER TABLE and the like.
+    /// ALTER TABLE, CREATE INDEX, TRUNCATE, UPDATE, DELETE: changes one table.
     AlterTable(Name),
     /// Variables of the session or of the user.
     Set,
     /// Belongs to the server as a whole, or to its log: never run. The words that a person is told.
     Server(&'static str),
-    /// Means nothing to a load over several connections: locks, transactions, FLUSH.
+    /// Locks and transactions. A dump that is loaded over several connections has no use for its own.
+    Transaction,
+    /// Means nothing to a restore: FLUSH, what keeps the session out of the log.
     Idle,
     /// Users, roles and rights: the account that it is about, as `user@host`.
     Account(String),
@@ -62,8 +64,11 @@ impl What {
     pub fn of(sql: &[u8]) -> Self {
         let mut words = Words::new(sql);
         let Some(first) = words.word() else {
-            return if sql.starts_with(b"\\") {
-                Self::Client(shown(sql))
+            words.pass_over();
+            let rest = &sql[words.at..];
+            // `/*M!999999\- … */` says that the client shall take no commands; it has none.
+            return if rest.starts_with(b"\\") && rest.get(1) != Some(&b'-') {
+                Self::Client(shown(rest))
             } else {
                 Self::Other
             };
@@ -78,9 +83,32 @@ impl What {
                 words.name().map_or(Self::Other, Self::Insert)
             }
             "SET" => set(&mut words, sql),
-            "LOCK" | "UNLOCK" | "BEGIN" | "COMMIT" | "ROLLBACK" | "FLUSH" => Self::Idle,
+            "TRUNCATE" => {
+                words.skip(&["TABLE"]);
+                words.name().map_or(Self::Other, Self::AlterTable)
+            }
+            // With several tables it is not one table's.
+            "UPDATE" => {
+                words.skip(&["LOW_PRIORITY", "IGNORE"]);
+                match (words.name(), words.word().as_deref()) {
+                    (Some(name), Some("SET")) => Self::AlterTable(name),
+                    _ => Self::Other,
+                }
+            }
+            "DELETE" => {
+                words.skip(&["LOW_PRIORITY", "QUICK", "IGNORE"]);
+                match (words.word().as_deref(), words.name()) {
+                    (Some("FROM"), Some(name)) if !words.is_next(b',') => Self::AlterTable(name),
+                    _ => Self::Other,
+                }
+            }
+            "LOCK" | "UNLOCK" | "BEGIN" | "COMMIT" | "ROLLBACK" | "SAVEPOINT" => Self::Transaction,
+            "FLUSH" => Self::Idle,
+            "SHUTDOWN" | "RESTART" | "KILL" | "CLONE" | "XA" | "BINLOG" | "IMPORT" => {
+                Self::Server("an act of the server")
+            }
             "START" | "STOP" => match words.word().as_deref() {
-                Some("TRANSACTION") => Self::Idle,
+                Some("TRANSACTION") => Self::Transaction,
                 _ => Self::Server("starting or stopping replication"),
             },
             "CHANGE" | "RESET" | "PURGE" => Self::Server("a position of replication"),
@@ -105,6 +133,13 @@ fn create(words: &mut Words<'_>) -> What {
     let mut kind = words.kind();
     if kind == "PACKAGE" && words.skip(&["BODY"]) {
         kind = "PACKAGE BODY".into();
+    }
+    if kind == "INDEX" {
+        return indexed(words);
+    }
+    // A temporary table is its session's.
+    if words.temporary {
+        return What::Other;
     }
     words.skip(&["IF", "NOT", "EXISTS"]);
     match kind.as_str() {
@@ -136,12 +171,18 @@ fn create(words: &mut Words<'_>) -> What {
             }
             What::Other
         }
-        "INDEX" => {
-            words.skip(&["ON"]);
-            words.name().map_or(What::Other, What::AlterTable)
-        }
         _ => What::Other,
     }
+}
+
+/// `INDEX i USING BTREE ON t`.
+fn indexed(words: &mut Words<'_>) -> What {
+    while let Some(token) = words.next_token() {
+        if matches!(&token, Token::Word(word) if word.eq_ignore_ascii_case("ON")) {
+            return words.name().map_or(What::Other, What::AlterTable);
+        }
+    }
+    What::Other
 }
 
 fn drop(words: &mut Words<'_>) -> What {
@@ -155,10 +196,14 @@ fn drop(words: &mut Words<'_>) -> What {
         "SERVER" => What::Server("a server of FEDERATED tables"),
         "TABLESPACE" | "LOGFILE" | "UNDO" => What::Server("a tablespace"),
         "DATABASE" | "SCHEMA" => words.database().map_or(What::Other, What::DropDatabase),
-        "" | "INDEX" | "PREPARE" => What::Other,
-        _ => words
-            .name()
-            .map_or(What::Other, |name| What::Drop(kind, name)),
+        "INDEX" => indexed(words),
+        "" => What::Other,
+        _ if words.temporary => What::Other,
+        // Several at once are not one unit's.
+        _ => match words.name() {
+            Some(name) if !words.is_next(b',') => What::Drop(kind, name),
+            _ => What::Other,
+        },
     }
 }
 
@@ -182,21 +227,32 @@ fn set(words: &mut Words<'_>, sql: &[u8]) -> What {
         return What::Server("the set of transactions that replication has seen (GTID)");
     }
     // Said of this session it is harmless, and needs a right: what is restored goes into the log like everything else.
-    if has(b"SQL_LOG_BIN") && !has(b"@MYSQLDUMP_TEMP_LOG_BIN = @@") || has(b"AUTOCOMMIT") {
+    let alone = !sql.contains(&b',');
+    if has(b"SQL_LOG_BIN") && alone && !has(b"@MYSQLDUMP_TEMP_LOG_BIN = @@") {
         return What::Idle;
     }
-    match words.word().as_deref() {
-        // Around the rows of the server's own tables, which are not restored.
-        Some("GLOBAL") if has(b"INNODB_STATS_AUTO_RECALC") => What::Idle,
-        Some("GLOBAL" | "PERSIST" | "PERSIST_ONLY") => {
-            What::Server("a setting of the whole server")
-        }
-        Some("PASSWORD" | "ROLE" | "DEFAULT") => What::Account(grantee(sql)),
-        _ if has(b"@@GLOBAL.") && !has(b"=@@GLOBAL.") && !has(b"= @@GLOBAL.") => {
-            What::Server("a setting of the whole server")
-        }
-        _ => What::Set,
+    if has(b"AUTOCOMMIT") && alone {
+        return What::Transaction;
     }
+    if matches!(
+        words.word().as_deref(),
+        Some("PASSWORD" | "ROLE" | "DEFAULT")
+    ) {
+        return What::Account(grantee(sql));
+    }
+    let mut all = Words::new(sql);
+    while let Some(token) = all.next_token() {
+        let Token::Word(word) = token else { continue };
+        if ["GLOBAL", "PERSIST", "PERSIST_ONLY"].contains(&word.to_uppercase().as_str()) {
+            // Around the rows of the server's own tables, which are not restored.
+            return if has(b"INNODB_STATS_AUTO_RECALC") {
+                What::Idle
+            } else {
+                What::Server("a setting of the whole server")
+            };
+        }
+    }
+    What::Set
 }
 
 /// Whom a GRANT or SET PASSWORD is about, as `user@host`; empty where it does not say.
@@ -225,6 +281,8 @@ struct Words<'s> {
     at: usize,
     /// Where the last token began.
     from: usize,
+    /// TEMPORARY stood before the kind.
+    temporary: bool,
 }
 
 impl<'s> Words<'s> {
@@ -233,7 +291,14 @@ impl<'s> Words<'s> {
             sql,
             at: 0,
             from: 0,
+            temporary: false,
         }
+    }
+
+    /// Whether this sign is next.
+    fn is_next(&mut self, sign: u8) -> bool {
+        self.pass_over();
+        self.sql.get(self.at) == Some(&sign)
     }
 
     fn pass_over(&mut self) {
@@ -332,6 +397,7 @@ impl<'s> Words<'s> {
                     if KINDS.contains(&word.as_str()) {
                         return word;
                     }
+                    self.temporary |= word == "TEMPORARY";
                     if word == "DEFINER" {
                         self.definer();
                     }
@@ -455,6 +521,27 @@ impl Rows {
                 Some(_) => return None,
             }
         }
+    }
+}
+
+impl Rows {
+    /// The same rows as statements shorter than `limit`, one row in each at least.
+    pub fn pieces<'s>(&'s self, sql: &'s [u8], limit: usize) -> impl Iterator<Item = Vec<u8>> + 's {
+        let room = limit.saturating_sub(self.head + 1);
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let begin = *self.starts.get(from)?;
+            from += self.fitting(from, room);
+            Some([&sql[..self.head], &sql[begin..self.ends[from - 1]]].concat())
+        })
+    }
+
+    /// How many rows from this one on take no more than `room` bytes; one at least.
+    pub fn fitting(&self, from: usize, room: usize) -> usize {
+        let begin = self.starts[from];
+        self.ends[from..]
+            .partition_point(|end| end - begin <= room)
+            .max(1)
     }
 }
 
@@ -637,7 +724,21 @@ mod tests {
             of("/*!50001 DROP VIEW IF EXISTS `v`*/"),
             What::Drop("VIEW".into(), name("v"))
         );
-        assert_eq!(of("LOCK TABLES `t` WRITE"), What::Idle);
+        assert_eq!(of("LOCK TABLES `t` WRITE"), What::Transaction);
+        assert_eq!(of("SET autocommit=0"), What::Transaction);
+        assert_eq!(of("SET FOREIGN_KEY_CHECKS=0, AUTOCOMMIT=0"), What::Set);
+        assert!(matches!(of("SET @a=1, GLOBAL x=2"), What::Server(_)));
+        assert_eq!(of("TRUNCATE t"), What::AlterTable(name("t")));
+        assert_eq!(of("DELETE FROM d.t WHERE 1"), What::AlterTable(name("d.t")));
+        assert_eq!(of("DELETE a FROM a JOIN b"), What::Other);
+        assert_eq!(of("UPDATE t, u SET t.a=1"), What::Other);
+        assert_eq!(of("DROP TABLE a, b"), What::Other);
+        assert_eq!(of("CREATE TEMPORARY TABLE x (a INT)"), What::Other);
+        assert_eq!(
+            of("CREATE UNIQUE INDEX i USING BTREE ON t(a)"),
+            What::AlterTable(name("t"))
+        );
+        assert_eq!(of("-- x\n\\! cmd"), What::Client("\\! cmd".into()));
         assert_eq!(of("SET @@SESSION.SQL_LOG_BIN= 0"), What::Idle);
         assert!(matches!(
             of("SET @@GLOBAL.GTID_PURGED=/*!80000 '+'*/ 'x:1'"),
@@ -652,6 +753,24 @@ mod tests {
             What::Account("a@h".into())
         );
         assert_eq!(of("\\! rm x"), What::Client("\\! rm x".into()));
+    }
+
+    #[test]
+    fn rows_are_cut_into_statements_that_fit() {
+        let sql = b"INSERT INTO t VALUES (1),(22),(333),(4)";
+        let rows = Rows::of(sql, false).unwrap();
+        let pieces: Vec<_> = rows
+            .pieces(sql, 29)
+            .map(|piece| String::from_utf8(piece).unwrap())
+            .collect();
+        assert_eq!(
+            pieces,
+            [
+                "INSERT INTO t VALUES(1),(22)",
+                "INSERT INTO t VALUES(333)",
+                "INSERT INTO t VALUES(4)"
+            ]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::mysql::connection::{self, Server, ident};
 use crate::mysql::restore::{Restoring, mark};
 use crate::mysql::{ACCOUNTS_UNIT, Mysql, SERVER_GROUP, name_of, part};
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, unsupported};
+use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
 use bk_core::selector::Matched;
 use bk_core::source::{
     Candidate, Claim, Existing, Input, Kind, RestoreOptions, Selected, Stage, Tally,
@@ -42,10 +42,7 @@ pub fn claim(what: &Candidate) -> Vec<Claim> {
     let is_sql = plain.strip_suffix(".sql").is_some();
     let head = &what.head;
     let holds = |word: &[u8]| crate::mysql::lexer::find(head, word).is_some();
-    let is_script = what.kind == Kind::File
-        && is_sql
-        && !head.is_empty()
-        && !OTHERS.iter().any(|word| holds(word));
+    let is_script = what.kind == Kind::File && is_sql && !OTHERS.iter().any(|word| holds(word));
     if !is_script {
         return Vec::new();
     }
@@ -56,6 +53,7 @@ pub fn claim(what: &Candidate) -> Vec<Claim> {
             unit: None,
             path: what.path.clone(),
             unpacked: true,
+            left_out: false,
         })
         .collect()
 }
@@ -77,9 +75,19 @@ pub async fn restore(
         let shown = member.path.to_string();
         let mut script = Script::of(member);
         survey
-            .read(&mut script, default.as_deref(), how.partial_too)
+            .read(cx, &mut script, default.as_deref(), how.partial_too)
             .await
             .map_err(|e| e.within(format!("`{shown}`")))?;
+    }
+    if let Some(place) = default.as_ref().filter(|_| survey.names_database) {
+        return Err(conflict(format!(
+            "the script names its databases itself, so `--into {}={place}` would not move them",
+            cx.instance
+        ))
+        .hint(format!(
+            "give each its new name: --into {}/DATABASE=NEW",
+            cx.instance
+        )));
     }
     let chosen = Chosen::of(&survey, cx, how)?;
     let how = RestoreOptions {
@@ -130,14 +138,13 @@ impl Chosen {
                 ));
             }
         }
-        // A database that is made and stays empty has no unit.
-        let created = survey.created.iter().map(|name| part(name));
-        let takes_all = how.selection.is_everything();
-        let whole = units
+        let whole = survey
+            .groups
             .iter()
-            .map(|(group, _)| group.clone())
-            .chain(created.filter(|_| takes_all))
-            .filter(|group| !left_out.contains(group) && group != SERVER_GROUP)
+            .filter(|group| {
+                !left_out.contains(*group) && how.selection.takes_group(&cx.instance, group)
+            })
+            .cloned()
             .collect();
         let accounts = units.remove(&(SERVER_GROUP.to_owned(), ACCOUNTS_UNIT.to_owned()));
         Ok(Self {
@@ -181,6 +188,7 @@ impl Restoring<'_> {
         self.refuse_targets()?;
         if self.existing == Existing::Refuse {
             self.refuse_existing().await?;
+            self.refuse_to_drop(survey, chosen).await?;
         }
         self.name_missing_definers().await?;
         let selected: Vec<_> = self
@@ -216,11 +224,31 @@ impl Restoring<'_> {
             self.grants_of_parts(&statements.grants).await?;
         }
         self.give_rights_back().await?;
+        self.tally.failed.extend(survey.cut_off.iter().cloned());
         self.name_left_out(survey);
         self.name_orphans().await?;
         let failed: Vec<_> = failed.iter().map(|s| self.in_target(s)).collect();
         mark::finish(&mut self.connection, &self.how.id, &failed).await?;
         self.tally.units = self.take_counts();
+        Ok(())
+    }
+
+    /// `--existing refuse`: a database that the script drops must hold nothing.
+    async fn refuse_to_drop(&mut self, survey: &Survey, chosen: &Chosen) -> Result<()> {
+        for name in &survey.dropped {
+            let group = part(name);
+            if !chosen.whole.contains(&group) {
+                continue;
+            }
+            let database = self.database(&group);
+            if let Some(there) = self.objects(&database).await?.keys().next() {
+                return Err(conflict(format!(
+                    "the script drops {}, which holds `{there}`",
+                    ident(&database)
+                ))
+                .hint("repeat with --existing replace, or --into another database"));
+            }
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use super::{Count, Made, Restoring, body_of, local, stops};
 use crate::mysql::connection::{self, Connection, ident, number_of};
 use crate::mysql::lexer::{Splitter, Statement};
+use crate::mysql::statement::Rows;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Input, Member, Members, Stage};
@@ -160,12 +161,14 @@ impl Worker<'_> {
         let body = body_of(member).await?;
         let statements = Splitter::all(&body)?;
         drop(body);
-        let too_large = statements.iter().any(|s| s.sql.len() >= self.packet);
+        // A statement that the server would not take goes in pieces; a single row may be too large for that.
+        let statements = self.fitting(statements);
+        let exceeds = statements.iter().any(|s| s.sql.len() >= self.packet);
         // Giants go by INSERT, unless the server takes no statement of that size.
         let columns = made
             .load
             .as_ref()
-            .filter(|_| self.local && !made.merged && (!giant || too_large));
+            .filter(|_| self.local && !made.merged && (!giant || exceeds));
         for attempt in 1.. {
             if let Some(load) = columns.and_then(|columns| local::transcode(&statements, columns)) {
                 match self.load(connection, &unit, &statements, load).await {
@@ -180,8 +183,9 @@ impl Worker<'_> {
                     Err(Tried::Ours(error)) => return Err(error),
                 }
             }
-            if too_large {
-                return Err(self.too_large(&statements));
+            if exceeds {
+                let largest = statements.iter().map(|s| s.sql.len()).max();
+                return Err(too_large(largest.unwrap_or_default(), self.packet));
             }
             match self.transaction(connection, &unit, made, &statements).await {
                 Err(Tried::Server(error)) if attempt < TRIES && is_lock(&error) => {
@@ -197,19 +201,22 @@ impl Worker<'_> {
         Err(bk_core::error::bug("a segment was never tried"))
     }
 
-    fn too_large(&self, statements: &[Statement]) -> Error {
-        let largest = statements.iter().map(|s| s.sql.len()).max().unwrap_or(0);
-        Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "a row needs a statement of {largest} bytes, and the server's max_allowed_packet is {}",
-                self.packet
-            ),
-        )
-        .hint(format!(
-            "SET GLOBAL max_allowed_packet = {}, or SET GLOBAL local_infile = 1, and restore it again",
-            (largest + 1).next_power_of_two()
-        ))
+    fn fitting(&self, statements: Vec<Statement>) -> Vec<Statement> {
+        let mut fitting = Vec::with_capacity(statements.len());
+        for statement in statements {
+            let rows = (statement.sql.len() >= self.packet)
+                .then(|| Rows::of(&statement.sql, false))
+                .flatten();
+            let line = statement.line;
+            match rows {
+                None => fitting.push(statement),
+                Some(rows) => {
+                    let pieces = rows.pieces(&statement.sql, self.packet);
+                    fitting.extend(pieces.map(|sql| Statement { sql, line }));
+                }
+            }
+        }
+        fitting
     }
 
     /// A segment by LOAD DATA LOCAL, after the settings that it begins with.
@@ -341,6 +348,20 @@ impl Worker<'_> {
         }
         Ok(())
     }
+}
+
+/// A row that makes a larger statement than the server takes.
+pub(super) fn too_large(bytes: usize, packet: usize) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "a row needs a statement of {bytes} bytes, and the server's max_allowed_packet is {packet}"
+        ),
+    )
+    .hint(format!(
+        "SET GLOBAL max_allowed_packet = {}, or SET GLOBAL local_infile = 1, and restore it again",
+        (bytes + 1).next_power_of_two()
+    ))
 }
 
 /// Whether another's lock was in the way.

@@ -9,7 +9,6 @@ use crate::mysql::lexer::{
 use crate::mysql::{SERVER_GROUP, ddl, name_of};
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Existing, Input, Member, Stage};
-use std::collections::HashSet;
 
 /// What members leave behind in a session must not change how definitions are read or names are understood.
 pub(super) const PLAIN_SESSION: &str =
@@ -203,11 +202,12 @@ impl Restoring<'_> {
         &mut self,
         statements: impl Iterator<Item = &'s [u8]>,
     ) -> Result<u64> {
-        let here: HashSet<String> = accounts::list(&mut self.connection, &self.server)
-            .await?
-            .iter()
-            .map(accounts::Account::label)
-            .collect();
+        if self.accounts_here.is_none() {
+            // Once: those that this restore makes are not among them.
+            let list = accounts::list(&mut self.connection, &self.server).await?;
+            self.accounts_here = Some(list.iter().map(accounts::Account::label).collect());
+        }
+        let here = self.accounts_here.clone().unwrap_or_default();
         let me = self
             .connection
             .value("SELECT CURRENT_USER()")

@@ -7,7 +7,7 @@
 
 use crate::mysql::accounts::Account;
 use crate::mysql::connection::{full, ident, quoted};
-use crate::mysql::lexer::{CreateTable, quoted_names};
+use crate::mysql::lexer::{CreateTable, find, quoted_names};
 use crate::mysql::statement::Rows;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -129,7 +129,9 @@ impl GrantTables {
         let (Some(columns), Some(rows)) = (self.columns.get(&name), Rows::of(sql, false)) else {
             return;
         };
-        let named: Vec<String> = quoted_names(&sql[..rows.head])
+        // Comments of the dumper may stand before the statement, with names in them.
+        let from = find(&sql[..rows.head], b"INSERT").unwrap_or(0);
+        let named: Vec<String> = quoted_names(&sql[from..rows.head])
             .into_iter()
             .skip(1)
             .map(|column| column.to_uppercase())
@@ -301,15 +303,33 @@ impl Statements {
 
     fn mysql_user(&mut self, row: &Row) {
         let account = account(row);
+        // Of MariaDB up to 10.3.
+        if text(row, "IS_ROLE") == "Y" {
+            let role = Account {
+                role: true,
+                ..account
+            };
+            let made = format!("CREATE ROLE IF NOT EXISTS {}", role.sql());
+            self.first(&role, made);
+            let (rights, may_grant) = rights_of(row);
+            self.first(&role, grant(&rights, "*.*", &role, may_grant));
+            return;
+        }
         let mut sql = format!("CREATE USER IF NOT EXISTS {}", account.sql());
-        let plugin = text(row, "PLUGIN");
-        let secret = row
-            .get("AUTHENTICATION_STRING")
-            .cloned()
-            .unwrap_or_default();
+        let column = |name: &str| row.get(name).filter(|value| !value.is_empty()).cloned();
+        // Up to MySQL 5.6 and MariaDB 10.3 the hash stands in a column of its own.
+        let old = column("PASSWORD");
+        let plugin = match (text(row, "PLUGIN"), &old) {
+            (plugin, Some(_)) if plugin.is_empty() => "mysql_native_password".to_owned(),
+            (plugin, _) => plugin,
+        };
+        let secret = column("AUTHENTICATION_STRING").or(old).unwrap_or_default();
         if !plugin.is_empty() {
             let _ = write!(sql, " IDENTIFIED WITH {}", quoted(&plugin));
-            if !secret.is_empty() {
+            if !secret.is_empty() && secret.iter().all(u8::is_ascii_graphic) {
+                // Both families read it so.
+                let _ = write!(sql, " AS {}", quoted(&String::from_utf8_lossy(&secret)));
+            } else if !secret.is_empty() {
                 sql.push_str(" AS 0x");
                 secret.iter().for_each(|byte| {
                     let _ = write!(sql, "{byte:02x}");

@@ -1,7 +1,6 @@
 //! Connections that load a script's rows side by side.
 
 use crate::mysql::connection::{Connection, number_of};
-use crate::mysql::lexer::find;
 use crate::mysql::restore::rows::is_lock;
 use bk_core::error::{Error, Result, bug};
 use std::sync::Arc;
@@ -140,8 +139,7 @@ impl Loader {
             self.session = batch.session.clone();
         }
         for attempt in 1.. {
-            match self.connection.run_counted(&batch.sql).await {
-                Ok((affected, warnings)) => return self.took(batch, affected, warnings).await,
+            match insert(&mut self.connection, &batch.sql, Some(batch.rows)).await {
                 Err(error) if attempt < TRIES && is_lock(&error) => {
                     tracing::debug!(
                         unit = batch.unit.1,
@@ -149,43 +147,40 @@ impl Loader {
                         "a lock was in the way: {error}"
                     );
                 }
-                Err(error) => return Err(error),
+                other => return other,
             }
         }
         Err(mysql_async::Error::Other(
             "a batch was never tried".to_owned().into(),
         ))
     }
+}
 
-    async fn took(
-        &mut self,
-        batch: &Batch,
-        affected: u64,
-        warnings: u16,
-    ) -> std::result::Result<Took, mysql_async::Error> {
-        // REPLACE counts what it removed as well.
-        let verb = batch.sql[..batch.head].to_ascii_uppercase();
-        let info = self.connection.conn.info().into_owned();
-        let rows = if find(&verb, b"REPLACE").is_some_and(|at| at < 16) {
-            number_of(&info, "Records: ").unwrap_or(affected.min(1))
-        } else {
-            affected
-        };
-        let mut shown = Vec::new();
-        if warnings > 0 {
-            let rows: Vec<mysql_async::Row> =
-                mysql_async::prelude::Queryable::query(&mut self.connection.conn, "SHOW WARNINGS")
-                    .await?;
-            for row in rows {
-                shown.push((
-                    row.get(1).unwrap_or_default(),
-                    row.get(2).unwrap_or_default(),
-                ));
-            }
+/// One INSERT or REPLACE: how many rows the server took, and what it said. `rows`: how many it was given, where that is known.
+pub(super) async fn insert(
+    connection: &mut Connection,
+    sql: &[u8],
+    rows: Option<u64>,
+) -> std::result::Result<Took, mysql_async::Error> {
+    let (affected, count) = connection.run_counted(sql).await?;
+    // REPLACE and ON DUPLICATE KEY count what they changed as well; of several rows the server says how many there were.
+    let records = number_of(&connection.conn.info(), "Records: ");
+    let replaces = affected > rows.unwrap_or(affected);
+    let rows = if replaces {
+        records.or(rows).unwrap_or(affected)
+    } else {
+        affected
+    };
+    let mut warnings = Vec::new();
+    if count > 0 {
+        let shown: Vec<mysql_async::Row> =
+            mysql_async::prelude::Queryable::query(&mut connection.conn, "SHOW WARNINGS").await?;
+        for row in shown {
+            warnings.push((
+                row.get(1).unwrap_or_default(),
+                row.get(2).unwrap_or_default(),
+            ));
         }
-        Ok(Took {
-            rows,
-            warnings: shown,
-        })
     }
+    Ok(Took { rows, warnings })
 }

@@ -1,7 +1,7 @@
 //! The second pass: statements in their order on one connection, rows over several.
 
 use super::Chosen;
-use super::loaders::{Batch, Loader, Loaders};
+use super::loaders::{self, Batch, Loaded, Loader, Loaders};
 use super::script::Script;
 use super::survey::{Place, Survey, Whose};
 use crate::mysql::connection::{self, Connection, ident};
@@ -40,6 +40,10 @@ struct Replay<'r, 'a> {
     /// Views and programs that the server refused: what they need may come later.
     late: Vec<Late>,
     failed: BTreeSet<(String, String)>,
+    /// Units that came otherwise than the script gave them.
+    differing: BTreeSet<(String, String)>,
+    /// Databases that could not be made or used.
+    lost: BTreeSet<String>,
 }
 
 /// A statement that is tried again in the end.
@@ -100,9 +104,12 @@ impl Restoring<'_> {
                 is_dump: false,
                 late: Vec::new(),
                 failed: BTreeSet::new(),
+                differing: BTreeSet::new(),
+                lost: BTreeSet::new(),
             };
             let done = replay.run(Script::of(member), default).await;
             failed.append(&mut replay.failed);
+            failed.append(&mut replay.differing);
             replay.loaders.end().await;
             replay.main.end().await;
             done.map_err(|error| error.within(format!("`{shown}`")))?;
@@ -111,7 +118,7 @@ impl Restoring<'_> {
             .into_iter()
             .map(|(group, unit)| Selected {
                 group,
-                unit: Some(unit),
+                unit: Some(unit).filter(|name| !name.is_empty()),
             })
             .collect())
     }
@@ -147,9 +154,13 @@ impl Replay<'_, '_> {
         if let What::Use(name) = what {
             self.barrier().await?;
             self.place.database = Some(name.own.clone());
+            self.session = None;
             if matches!(&whose, Whose::Database(name) if self.chosen.has_database(name)) {
                 let sql = format!("USE {}", ident(&self.target(&name.own)));
-                return self.main.run(sql).await;
+                if let Err(error) = self.on_main(sql.as_bytes()).await {
+                    let failure = refusal(error)?;
+                    self.lose(&name.own, statement.line, &failure);
+                }
             }
             return Ok(());
         }
@@ -159,8 +170,12 @@ impl Replay<'_, '_> {
                 self.session = None;
                 self.run_or_warn(statement).await
             }
-            Whose::Session if *what == What::Other => {
+            // A script that is no dump is sent as it stands, to one session.
+            Whose::Session
+                if *what == What::Other || *what == What::Transaction && !self.is_dump =>
+            {
                 self.barrier().await?;
+                self.session = None;
                 self.run_or_warn(statement).await
             }
             Whose::Session | Whose::Servers => Ok(()),
@@ -191,6 +206,9 @@ impl Replay<'_, '_> {
             }
             None => unit.to_owned(),
         };
+        if self.lost.contains(database) {
+            return None;
+        }
         self.chosen
             .has_unit(database, &unit)
             .then(|| (part(database), unit))
@@ -217,7 +235,7 @@ impl Replay<'_, '_> {
 
     /// What only sets the stage is not worth an end, but is worth a word.
     async fn run_or_warn(&mut self, statement: &Statement) -> Result<()> {
-        match self.main.run_of_script(&statement.sql).await {
+        match self.on_main(&statement.sql).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 let failure = refusal(error)?;
@@ -267,11 +285,26 @@ impl Replay<'_, '_> {
         what: &What,
         database: &str,
     ) -> Result<()> {
-        if !self.chosen.has_database(database) {
+        if !self.chosen.has_database(database) || self.lost.contains(database) {
             return Ok(());
         }
         self.barrier().await?;
         let whole = self.chosen.whole.contains(&part(database));
+        let renamed = self.target(database) != database;
+        if *what == What::Other && (!whole || renamed) {
+            // Not a unit's, so nobody can tell whether it was asked for, or which names in it to change.
+            let shown = String::from_utf8_lossy(&statement.sql[..statement.sql.len().min(60)]);
+            let line = statement.line;
+            let left = format!(
+                "line {line} is left out, since only a part of {} is restored, or under another name: `{shown}…`",
+                ident(database)
+            );
+            self.warn(left);
+            return Ok(());
+        }
+        if *what == What::Other {
+            self.session = None;
+        }
         let sql = match what {
             // Where the mark stands inside, what is in the way has gone already.
             What::DropDatabase(_) if !whole || self.restoring.mark == Where::Targets => {
@@ -282,7 +315,7 @@ impl Replay<'_, '_> {
             }
             _ => statement.sql.clone(),
         };
-        match self.main.run_of_script(&sql).await {
+        match self.on_main(&sql).await {
             Ok(()) => Ok(()),
             Err(error)
                 if matches!(what, What::CreateDatabase(_))
@@ -292,6 +325,10 @@ impl Replay<'_, '_> {
             }
             Err(error) => {
                 let failure = refusal(error)?;
+                if matches!(what, What::CreateDatabase(_)) {
+                    self.lose(database, statement.line, &failure);
+                    return Ok(());
+                }
                 let line = statement.line;
                 let failed = format!("{}, line {line}: {failure}", ident(database));
                 self.restoring.tally.failed.push(failed);
@@ -317,6 +354,10 @@ impl Replay<'_, '_> {
             What::Drop(_, name) => (self.qualified(&statement.sql, name), false),
             _ => (statement.sql.clone(), false),
         };
+        if matches!(what, What::CreateTable(_)) {
+            self.restoring
+                .warn_of_old_name(&unit.0, &unit.1, &statement.sql);
+        }
         if waits {
             self.restoring
                 .warn_of_old_name(&unit.0, &unit.1, &statement.sql);
@@ -325,7 +366,7 @@ impl Replay<'_, '_> {
         if matches!(what, What::CreateTable(_)) {
             self.restoring.tables.insert(unit.clone(), Made::default());
         }
-        match self.main.run_of_script(&sql).await {
+        match self.on_main(&sql).await {
             Ok(()) => {
                 // Made at last: what failed before it under the same name was a placeholder.
                 if waits {
@@ -375,6 +416,23 @@ impl Replay<'_, '_> {
         }
     }
 
+    /// A statement on the main connection, unless the run is stopped.
+    async fn on_main(&mut self, sql: &[u8]) -> std::result::Result<(), mysql_async::Error> {
+        let cancel = self.restoring.cx.cancel.clone();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
+            done = self.main.run_of_script(sql) => done,
+        }
+    }
+
+    /// A database that cannot be made or used: nothing of it comes.
+    fn lose(&mut self, database: &str, line: u64, why: &Error) {
+        if self.lost.insert(database.to_owned()) {
+            self.fail((part(database), String::new()), line, why);
+        }
+    }
+
     fn fail(&mut self, unit: (String, String), line: u64, why: &Error) {
         let shown = format!("`{}/{}`, line {line}: {why}", unit.0, unit.1);
         self.restoring.tally.failed.push(shown);
@@ -390,32 +448,33 @@ impl Replay<'_, '_> {
         no_backslash_escapes: bool,
     ) -> Result<()> {
         let sql = &statement.sql;
-        let Some(rows) = Rows::of(sql, no_backslash_escapes) else {
+        let rows = Rows::of(sql, no_backslash_escapes).filter(|_| self.is_dump);
+        let Some(rows) = rows else {
             self.barrier().await?;
             let sql = self.qualified(sql, name);
-            return match self.main.run_counted(&sql).await {
-                Ok((affected, _)) => {
-                    let count = self.restoring.counts.entry((unit.0, unit.1, Stage::Data));
-                    count.or_default().rows += affected;
-                    Ok(())
-                }
-                Err(error) => {
-                    let failure = refusal(error)?;
-                    self.fail(unit, statement.line, &failure);
-                    Ok(())
-                }
+            let literal = Rows::of(&sql, no_backslash_escapes).map(|rows| rows.starts.len() as u64);
+            let cancel = self.restoring.cx.cancel.clone();
+            let took = tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
+                took = loaders::insert(&mut self.main, &sql, literal) => took,
             };
+            let rows = literal.or(took.as_ref().ok().map(|took| took.rows));
+            return self.back(Loaded {
+                unit,
+                line: statement.line,
+                bytes: sql.len() as u64,
+                rows: rows.unwrap_or_default(),
+                done: took,
+            });
         };
         let session = self.session().await?;
         let head = self.qualified(&sql[..rows.head], name);
         let mut from = 0;
         let room = BATCH_BYTES.min(self.loaders.packet / 2);
         while from < rows.starts.len() {
-            let begin = rows.starts[from];
-            // As many rows as fit, but one at least.
-            let fitting = rows.ends[from..].partition_point(|end| end - begin <= room);
-            let to = from + fitting.max(1);
-            let piece = &sql[begin..rows.ends[to - 1]];
+            let to = from + rows.fitting(from, room);
+            let piece = &sql[rows.starts[from]..rows.ends[to - 1]];
             let count = (to - from) as u64;
             self.gather(&unit, statement.line, &head, piece, count, &session, room)
                 .await?;
@@ -467,8 +526,14 @@ impl Replay<'_, '_> {
         let Some(batch) = self.pending.take() else {
             return Ok(());
         };
-        let ordered =
-            !self.is_dump || find(batch.session.as_bytes(), b"foreign_key_checks=1").is_some();
+        if batch.sql.len() >= self.loaders.packet {
+            let why = crate::mysql::restore::rows::too_large(batch.sql.len(), self.loaders.packet);
+            if !self.failed.contains(&batch.unit) {
+                self.fail(batch.unit, batch.line, &why);
+            }
+            return Ok(());
+        }
+        let ordered = find(batch.session.as_bytes(), b"foreign_key_checks=1").is_some();
         let at_once = if ordered { 1 } else { usize::MAX };
         while self.loaders.idle.is_empty() || self.loaders.busy() >= at_once {
             self.one_back().await?;
@@ -487,42 +552,58 @@ impl Replay<'_, '_> {
     }
 
     async fn one_back(&mut self) -> Result<()> {
-        let Some(loaded) = self.loaders.next().await? else {
-            return Ok(());
-        };
-        let unit = loaded.unit.clone();
-        match loaded.done {
-            Ok(took) => {
-                let key = (unit.0.clone(), unit.1.clone(), Stage::Data);
-                let count = self.restoring.counts.entry(key).or_default();
-                count.rows += took.rows;
-                count.bytes += loaded.bytes;
-                let shown = format!("`{}/{}`, line {}", unit.0, unit.1, loaded.line);
-                if took.rows != loaded.rows {
-                    let (came, want) = (took.rows, loaded.rows);
-                    let what = format!("{shown}: the server took {came} of {want} rows");
-                    self.restoring.tally.failed.push(what);
-                }
-                let (changed, told): (Vec<_>, Vec<_>) = took
-                    .warnings
-                    .into_iter()
-                    .partition(|(code, _)| VALUE_CHANGED.contains(code));
-                if let Some((code, first)) = changed.first() {
-                    let more = changed.len();
-                    self.restoring.tally.failed.push(format!("{shown}: the server changed {more} values on their way in, the first: {code} {first}"));
-                }
-                if let Some((code, first)) = told.first() {
-                    self.warn(format!("{shown}: {code} {first}"));
-                }
-            }
+        match self.loaders.next().await? {
+            Some(loaded) => self.back(loaded),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts what came of rows, and fails their unit where it is not what the script gave.
+    fn back(&mut self, loaded: Loaded) -> Result<()> {
+        let unit = loaded.unit;
+        let took = match loaded.done {
+            Ok(took) => took,
             Err(error) => {
                 let failure = refusal(error)?;
                 if !self.failed.contains(&unit) {
                     self.fail(unit, loaded.line, &failure);
                 }
+                return Ok(());
             }
+        };
+        let key = (unit.0.clone(), unit.1.clone(), Stage::Data);
+        let count = self.restoring.counts.entry(key).or_default();
+        count.rows += took.rows;
+        count.bytes += loaded.bytes;
+        let differs = |what: String| Error::new(ErrorKind::Unsupported, what);
+        if took.rows != loaded.rows {
+            let (came, want) = (took.rows, loaded.rows);
+            let why = differs(format!("the server took {came} of {want} rows"));
+            self.differ(unit.clone(), loaded.line, &why);
+        }
+        let (changed, told): (Vec<_>, Vec<_>) = took
+            .warnings
+            .into_iter()
+            .partition(|(code, _)| VALUE_CHANGED.contains(code));
+        if let Some((code, first)) = changed.first() {
+            let more = changed.len();
+            let why = differs(format!(
+                "the server changed {more} values on their way in, the first: {code} {first}"
+            ));
+            self.differ(unit.clone(), loaded.line, &why);
+        }
+        if let Some((code, first)) = told.first() {
+            let shown = format!("`{}/{}`, line {}", unit.0, unit.1, loaded.line);
+            self.warn(format!("{shown}: {code} {first}"));
         }
         Ok(())
+    }
+
+    /// A unit that has come, but not as the script gave it: the rest of its rows is still wanted.
+    fn differ(&mut self, unit: (String, String), line: u64, why: &Error) {
+        let shown = format!("`{}/{}`, line {line}: {why}", unit.0, unit.1);
+        self.restoring.tally.failed.push(shown);
+        self.differing.insert(unit);
     }
 
     /// What the script has made of its session, for the connections that load its rows.

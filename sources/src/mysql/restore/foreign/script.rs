@@ -42,6 +42,10 @@ impl Script {
     pub async fn next(&mut self) -> Result<Option<(Statement, What)>> {
         loop {
             if let Some(statement) = self.splitter.next_statement()? {
+                // A dump ends each of its statements: this is a piece of one.
+                if self.is_dump && self.splitter.is_unterminated() {
+                    return Ok(None);
+                }
                 let what = What::of(&statement.sql);
                 if what == What::Set {
                     self.follow_mode(&statement.sql);

@@ -3,7 +3,8 @@
 use crate::mysql::restore::foreign::accounts::GrantTables;
 use crate::mysql::restore::foreign::script::Script;
 use crate::mysql::statement::{Name, What};
-use crate::mysql::{ACCOUNTS_UNIT, SERVER_GROUP, ddl, is_servers_own, object_unit, part};
+use crate::mysql::{ACCOUNTS_UNIT, SERVER_GROUP, ddl, is_servers_own, mark, object_unit, part};
+use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -26,6 +27,12 @@ pub struct Survey {
     pub account_statements: bool,
     /// What it says and is not done, with the first line of each.
     pub left_out: BTreeMap<&'static str, u64>,
+    /// Groups that it speaks of in any way.
+    pub groups: BTreeSet<String>,
+    /// Whether it names a database by itself.
+    pub names_database: bool,
+    /// Where it was cut off, and that was allowed.
+    pub cut_off: Vec<String>,
 }
 
 /// Whose a statement is.
@@ -59,7 +66,8 @@ impl Place {
     pub fn whose(&self, what: &What) -> Option<Whose> {
         let unit = |name: &Name, unit: String| {
             let database = self.of(name)?;
-            Some(if is_servers_own(&database) {
+            // A mark of ours that lay among the tables when they were dumped is no table.
+            Some(if is_servers_own(&database) || name.own == mark::NAME {
                 Whose::Servers
             } else {
                 Whose::Unit(database, unit)
@@ -97,7 +105,9 @@ impl Place {
                 kind => unit(name, object_unit(kind, &name.own)),
             },
             What::Account(_) => Some(Whose::Accounts),
-            What::Set | What::Idle | What::Server(_) | What::Client(_) => Some(Whose::Session),
+            What::Set | What::Transaction | What::Idle | What::Server(_) | What::Client(_) => {
+                Some(Whose::Session)
+            }
             What::Other => Some(match &self.database {
                 Some(name) if is_servers_own(name) => Whose::Servers,
                 Some(name) => Whose::Database(name.clone()),
@@ -111,6 +121,7 @@ impl Survey {
     /// Reads a whole script. `default` is the database for one that names none; `partial_too` lets through one that was cut off.
     pub async fn read(
         &mut self,
+        cx: &Context,
         script: &mut Script,
         default: Option<&str>,
         partial_too: bool,
@@ -120,12 +131,17 @@ impl Survey {
         };
         let mut last = None;
         while let Some((statement, what)) = script.next().await? {
+            cx.check_cancelled()?;
             let in_line = |error: Error| error.within(format!("line {}", statement.line));
             let whose = place
                 .whose(&what)
                 .ok_or_else(|| in_line(without_database()))?;
             self.statement(&statement.sql, &what, &whose, statement.line)
                 .map_err(in_line)?;
+            if whose == Whose::Servers && !script.is_dump() && !matches!(what, What::Use(_)) {
+                let what = "what is in the server's own schemas";
+                self.left_out.entry(what).or_insert(statement.line);
+            }
             if let (What::Insert(name), Some(database)) = (&what, &place.database)
                 && whose == Whose::Servers
                 && database.eq_ignore_ascii_case("mysql")
@@ -139,13 +155,21 @@ impl Survey {
         }
         match script.cut_off() {
             Some(line) if !partial_too => Err(cut_off(line, last.as_ref())),
-            _ => Ok(()),
+            Some(line) => {
+                self.cut_off.push(format!(
+                    "the dump was cut off in line {line}: what stood behind is missing"
+                ));
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
     fn statement(&mut self, sql: &[u8], what: &What, whose: &Whose, line: u64) -> Result<()> {
         match what {
+            What::Use(name) => self.names_database |= !is_servers_own(&name.own),
             What::CreateDatabase(name) => {
+                self.names_database |= !is_servers_own(&name.own);
                 self.created.insert(name.own.clone());
             }
             What::DropDatabase(name) => {
@@ -173,6 +197,9 @@ impl Survey {
             }
             _ => {}
         }
+        if let Whose::Unit(database, _) | Whose::Database(database) = whose {
+            self.groups.insert(part(database));
+        }
         let Whose::Unit(database, unit) = whose else {
             return Ok(());
         };
@@ -190,7 +217,8 @@ impl Survey {
                 | What::CreateSequence(_)
                 | What::CreateProgram(..)
         );
-        if makes || matches!(what, What::Insert(_) | What::CreateTrigger(..)) {
+        // A trigger that is dropped says not whose it was.
+        if makes || !unit.starts_with("trigger:") {
             *self
                 .units
                 .entry((part(database), unit.clone()))

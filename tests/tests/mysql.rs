@@ -362,6 +362,50 @@ fn last_row_of_a_segment(home: &Home, out: &str) -> u64 {
     key.parse().unwrap()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_beside_a_server_leaves_both_whole() {
+    let Some(server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "USE shop",
+            "CREATE TABLE a (id INT PRIMARY KEY, t VARCHAR(100))",
+            "INSERT INTO a SELECT seq, REPEAT(MD5(seq), 3) FROM seq_1_to_50000",
+        ])
+        .await;
+    let sources = format!("{}[source.files]\npath = \"src\"\n", server.source("mysql"));
+    let home =
+        Home::new(&settings(&sources, "out").replacen("\"mysql\"", "\"mysql\", \"files\"", 1));
+    std::fs::create_dir_all(home.path("src/media")).unwrap();
+    let piece = bk_tests::data::noise(seed(5), 8 << 20);
+    let mut bytes = 0_u64;
+    {
+        use std::io::Write;
+        let mut file = std::fs::File::create(home.path("src/media/film")).unwrap();
+        for n in 0..long(8, 256) {
+            file.write_all(&(n as u64).to_le_bytes()).unwrap();
+            file.write_all(&piece).unwrap();
+            bytes += 8 + piece.len() as u64;
+        }
+    }
+    let before = server.contents().await;
+    home.bk(&["backup"]).ended(0);
+    server.run_all(&["DROP DATABASE shop"]).await;
+    std::fs::rename(home.path("src"), home.path("was")).unwrap();
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert_eq!(before.difference(&server.contents().await), None);
+    let film = home.path("src/media/film");
+    assert_eq!(std::fs::metadata(&film).unwrap().len(), bytes);
+    let same = std::process::Command::new("cmp")
+        .arg(home.path("was/media/film"))
+        .arg(&film)
+        .status()
+        .unwrap();
+    assert!(same.success());
+}
+
 /// A run that must not end as if all were well: its code, its words, no whole archive.
 fn fails(home: &Home, config: &str, codes: &[i32], words: &[&str]) {
     let ran = home.bk(&["backup", "--config", config]);

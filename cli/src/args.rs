@@ -236,7 +236,7 @@ pub struct ListArgs {
 /// `bk show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
+    /// An archive that is a file here
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]
@@ -249,7 +249,7 @@ pub struct ShowArgs {
 /// `bk verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
+    /// An archive that is a file here
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]
@@ -262,7 +262,7 @@ pub struct VerifyArgs {
 /// `bk extract`
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// An archive that is a file here; or a dump, a folder, a tar that bk did not make
+    /// An archive that is a file here
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]

@@ -52,6 +52,31 @@ pub struct Request {
     pub outward_links: bool,
 }
 
+impl Request {
+    /// What a source is told of it, but for new names. `instance` is the name that selectors use.
+    fn options(
+        &self,
+        instance: &str,
+        id: &str,
+        archive: &str,
+        selected: Vec<crate::source::Selected>,
+    ) -> RestoreOptions {
+        RestoreOptions {
+            existing: self.existing,
+            into_group: Vec::new(),
+            into_place: None,
+            id: id.to_owned(),
+            archive: archive.to_owned(),
+            selected,
+            selection: self.selection.of_instance(instance),
+            partial_too: self.wish.partial_too,
+            forget_unfinished: false,
+            keep_setuid: self.keep_setuid,
+            outward_links: self.outward_links,
+        }
+    }
+}
+
 /// A restore that is planned and has touched nothing.
 pub struct Prepared<'a> {
     /// What is about to happen.
@@ -292,19 +317,7 @@ fn options(
     archive: &str,
     selected: &Selected,
 ) -> Result<RestoreOptions> {
-    let mut options = RestoreOptions {
-        existing: request.existing,
-        into_group: Vec::new(),
-        into_place: None,
-        id: id.to_owned(),
-        archive: archive.to_owned(),
-        selected: selected.of_instance(archived),
-        selection: request.selection.of_instance(archived),
-        partial_too: request.wish.partial_too,
-        forget_unfinished: false,
-        keep_setuid: request.keep_setuid,
-        outward_links: request.outward_links,
-    };
+    let mut options = request.options(archived, id, archive, selected.of_instance(archived));
     for typed in &request.into {
         let (instance, group, to) = parse_into(typed)?;
         if instance != archived && instance != here {
@@ -661,18 +674,10 @@ fn compare_tally(source: &str, expected: &[UnitCount], tally: &Tally, causes: &m
 /// Forgets the mark of an unfinished restore of one instance.
 pub async fn forget_unfinished(cx: &Context, config: &Config, name: &str) -> Result<()> {
     let source = config.source(name)?;
+    let id = crate::backup::draw_id()?;
     let options = RestoreOptions {
-        existing: None,
-        into_group: Vec::new(),
-        into_place: None,
-        id: crate::backup::draw_id()?,
-        archive: String::new(),
-        selected: Vec::new(),
-        selection: Selection::default(),
-        partial_too: false,
         forget_unfinished: true,
-        keep_setuid: false,
-        outward_links: false,
+        ..Request::default().options(name, &id, "", Vec::new())
     };
     let cx = cx.for_instance(name);
     let input = Input::empty(&cx);

@@ -348,19 +348,7 @@ fn options(
                 }),
         );
     }
-    let mut options = RestoreOptions {
-        existing: request.existing,
-        into_group: Vec::new(),
-        into_place: None,
-        id: id.to_owned(),
-        archive: archive.to_owned(),
-        selected,
-        selection: request.selection.of_instance(name),
-        partial_too: request.wish.partial_too,
-        forget_unfinished: false,
-        keep_setuid: request.keep_setuid,
-        outward_links: request.outward_links,
-    };
+    let mut options = request.options(name, id, archive, selected);
     for typed in &request.into {
         let (instance, group, to) = parse_into(typed)?;
         match group {

@@ -8,6 +8,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Opts, OptsBuilder, Row, SslOpts, Value};
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The largest packet that the protocol knows. The driver would otherwise apply the server's limit for statements to rows.
@@ -144,11 +145,11 @@ impl Access {
             .await
             .map_err(|e| mysql_async::Error::Other(Box::new(e)))?;
         let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
-        tokio::select! {
-            biased;
-            () = cx.cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
-            done = tokio::time::timeout(CONNECT_LIMIT, Conn::new(options)) => done.unwrap_or_else(|_| Err(late().into())),
-        }
+        let opening = tokio::time::timeout(CONNECT_LIMIT, Conn::new(options));
+        unless_cancelled(&cx.cancel, async {
+            opening.await.unwrap_or_else(|_| Err(late().into()))
+        })
+        .await
     }
 }
 
@@ -334,6 +335,18 @@ fn numbers(text: &str) -> (u16, u16, u16) {
         .map(|part| part.parse().unwrap_or(0));
     let mut next = || parts.next().unwrap_or(0);
     (next(), next(), next())
+}
+
+/// `work`, unless the run is stopped first.
+pub async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = std::result::Result<T, mysql_async::Error>>,
+) -> std::result::Result<T, mysql_async::Error> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
+        done = work => done,
+    }
 }
 
 /// A name in backticks.

@@ -81,9 +81,8 @@ impl Splitter {
         let mut statements = Vec::new();
         while let Some(statement) = splitter.next_statement()? {
             // A routine that was made without backslash escapes is read without them, as the session says before it.
-            if statement.sql.starts_with(b"SET ") && find(&statement.sql, b"sql_mode").is_some() {
-                splitter.no_backslash_escapes =
-                    find(&statement.sql, b"NO_BACKSLASH_ESCAPES").is_some();
+            if statement.sql.starts_with(b"SET ") {
+                splitter.follow_mode(&statement.sql);
             }
             statements.push(statement);
         }
@@ -129,6 +128,22 @@ impl Splitter {
                     }
                 }
             }
+        }
+    }
+
+    /// A mode that the script sets counts from the next statement on, as it does for the client.
+    pub fn follow_mode(&mut self, sql: &[u8]) {
+        const NAME: &[u8] = b"SQL_MODE";
+        let upper = sql.to_ascii_uppercase();
+        let mut from = 0;
+        while let Some(at) = find(&upper[from..], NAME) {
+            let (before, behind) = (&upper[..from + at], &upper[from + at + NAME.len()..]);
+            // `@OLD_SQL_MODE=@@SQL_MODE` reads it only.
+            let own_name = !before.ends_with(b"_");
+            if own_name && behind.trim_ascii_start().starts_with(b"=") {
+                self.no_backslash_escapes = find(&upper, b"NO_BACKSLASH_ESCAPES").is_some();
+            }
+            from += at + NAME.len();
         }
     }
 
@@ -301,14 +316,17 @@ impl Splitter {
         })
     }
 
+    /// How far it is to the end of the line, if that is here.
+    fn line_end(&self) -> Option<usize> {
+        let rest = &self.buffer[self.at..];
+        let end = rest.iter().position(|b| *b == b'\n');
+        end.or(self.ended.then_some(rest.len()))
+    }
+
     /// `DELIMITER x` belongs to the client: it is never sent.
     fn delimiter_line(&mut self) -> Result<Step> {
         let rest = &self.buffer[self.at..];
-        let Some(end) = rest
-            .iter()
-            .position(|b| *b == b'\n')
-            .or(self.ended.then_some(rest.len()))
-        else {
+        let Some(end) = self.line_end() else {
             return Ok(Step::Wait);
         };
         let line = &rest[..end];
@@ -345,11 +363,7 @@ impl Splitter {
         if !comment && !maybe_use {
             return None;
         }
-        let Some(end) = rest
-            .iter()
-            .position(|b| *b == b'\n')
-            .or(self.ended.then_some(rest.len()))
-        else {
+        let Some(end) = self.line_end() else {
             return Some(Step::Wait);
         };
         let line = &rest[..end];

@@ -171,17 +171,7 @@ impl<'a> Restoring<'a> {
         self.refuse_existing().await?;
         self.refuse_parents_that_do_not_fit(&input).await?;
         self.name_missing_definers().await?;
-        let mine = Unfinished {
-            id: self.how.id.clone(),
-            archive: self.how.archive.clone(),
-            selected: self
-                .how
-                .selected
-                .iter()
-                .map(|s| self.in_target(s))
-                .collect(),
-        };
-        self.begin(&mine).await?;
+        self.begin().await?;
         for sql in [
             "SET foreign_key_checks=0",
             "SET SESSION lock_wait_timeout=50",
@@ -208,9 +198,15 @@ impl<'a> Restoring<'a> {
     }
 
     /// The mark, before the first write.
-    async fn begin(&mut self, mine: &Unfinished) -> Result<()> {
+    async fn begin(&mut self) -> Result<()> {
+        let selected = self.how.selected.iter();
+        let mine = Unfinished {
+            id: self.how.id.clone(),
+            archive: self.how.archive.clone(),
+            selected: selected.map(|s| self.in_target(s)).collect(),
+        };
         let databases = mark::databases(&mine.selected);
-        self.mark = mark::begin(&mut self.connection, mine, &databases).await?;
+        self.mark = mark::begin(&mut self.connection, &mine, &databases).await?;
         Ok(())
     }
 

@@ -203,7 +203,7 @@ impl Restoring<'_> {
     }
 
     /// `definer = "current"`: only for those whom the target does not know.
-    fn with_known_definer(&self, sql: Vec<u8>) -> Vec<u8> {
+    pub(super) fn with_known_definer(&self, sql: Vec<u8>) -> Vec<u8> {
         if self.source.settings.definer != Definer::Current {
             return sql;
         }

@@ -20,7 +20,6 @@ use bk_core::selector::Matched;
 use bk_core::source::{
     Candidate, Claim, Existing, Input, Kind, RestoreOptions, Selected, Stage, Tally,
 };
-use bk_core::unfinished::Unfinished;
 use script::Script;
 use std::collections::{BTreeMap, BTreeSet};
 use survey::Survey;
@@ -191,18 +190,7 @@ impl Restoring<'_> {
             self.refuse_to_drop(survey, chosen).await?;
         }
         self.name_missing_definers().await?;
-        let selected: Vec<_> = self
-            .how
-            .selected
-            .iter()
-            .map(|s| self.in_target(s))
-            .collect();
-        let mine = Unfinished {
-            id: self.how.id.clone(),
-            archive: self.how.archive.clone(),
-            selected,
-        };
-        self.begin(&mine).await?;
+        self.begin().await?;
         self.connection.run("SET foreign_key_checks=0").await?;
         let statements = survey.grants.statements();
         if chosen.accounts {

@@ -3,10 +3,11 @@
 //! Such a parent is dropped and made again, since no server swaps one under its children. What would no longer fit is refused before
 //! anything is written; rows that point to nothing afterwards are named.
 
+use super::schema::is_index;
 use super::{Restoring, body_of};
 use crate::mysql::catalogue;
 use crate::mysql::connection::{full, ident};
-use crate::mysql::lexer::{CreateTable, Splitter, behind_quote, find, quoted_names};
+use crate::mysql::lexer::{CreateTable, Splitter, behind_quote, quoted_names};
 use crate::mysql::name_of;
 use bk_core::error::{Error, ErrorKind, Result, conflict};
 use bk_core::source::{Existing, Input, Stage};
@@ -203,8 +204,7 @@ impl Restoring<'_> {
         let has_key = parent.clauses.iter().any(|clause| {
             let names = quoted_names(clause);
             let skipped = usize::from(!clause.starts_with(b"PRIMARY KEY"));
-            let is_key =
-                find(clause, b"KEY ").is_some_and(|at| at < 12) && !clause.starts_with(b"`");
+            let is_key = is_index(clause);
             is_key
                 && names
                     .iter()

@@ -404,7 +404,8 @@ fn defer(clauses: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     (kept, deferred)
 }
 
-fn is_index(clause: &[u8]) -> bool {
+/// Whether a clause of a CREATE TABLE is a key.
+pub(super) fn is_index(clause: &[u8]) -> bool {
     [
         "KEY ",
         "UNIQUE KEY ",

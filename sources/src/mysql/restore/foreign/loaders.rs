@@ -1,8 +1,8 @@
 //! Connections that load a script's rows side by side.
 
-use crate::mysql::connection::{Connection, number_of};
+use crate::mysql::connection::{Connection, number_of, unless_cancelled};
 use crate::mysql::restore::rows::is_lock;
-use bk_core::error::{Error, Result, bug};
+use bk_core::error::{Result, bug};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -73,11 +73,7 @@ impl Loaders {
         };
         let is_maria = self.is_maria;
         self.busy.spawn(async move {
-            let done = tokio::select! {
-                biased;
-                () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
-                done = free.load(&batch, is_maria) => done,
-            };
+            let done = unless_cancelled(&cancel, free.load(&batch, is_maria)).await;
             let back = Loaded {
                 unit: batch.unit,
                 line: batch.line,

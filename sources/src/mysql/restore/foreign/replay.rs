@@ -4,12 +4,12 @@ use super::Chosen;
 use super::loaders::{self, Batch, Loaded, Loader, Loaders};
 use super::script::Script;
 use super::survey::{Place, Survey, Whose};
-use crate::mysql::connection::{self, Connection, ident};
+use crate::mysql::connection::{self, Connection, ident, unless_cancelled};
 use crate::mysql::lexer::{Statement, find};
 use crate::mysql::mark::Where;
+use crate::mysql::part;
 use crate::mysql::restore::{Made, Restoring};
 use crate::mysql::statement::{Name, Rows, What};
-use crate::mysql::{Definer, ddl, part};
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::source::{Input, Selected, Stage};
 use std::collections::BTreeSet;
@@ -344,26 +344,29 @@ impl Replay<'_, '_> {
         what: &What,
         unit: (String, String),
     ) -> Result<()> {
-        let (mut sql, waits) = match what {
-            What::CreateTable(name) | What::CreateSequence(name) | What::AlterTable(name) => {
-                (self.qualified(&statement.sql, name), false)
-            }
-            What::CreateView(name)
+        let waits = matches!(
+            what,
+            What::CreateView(_) | What::CreateProgram(..) | What::CreateTrigger(..)
+        );
+        let is_table = matches!(what, What::CreateTable(_));
+        let mut sql = match what {
+            What::CreateTable(name)
+            | What::CreateSequence(name)
+            | What::AlterTable(name)
+            | What::CreateView(name)
             | What::CreateProgram(_, name)
-            | What::CreateTrigger(name, _) => (self.qualified(&statement.sql, name), true),
-            What::Drop(_, name) => (self.qualified(&statement.sql, name), false),
-            _ => (statement.sql.clone(), false),
+            | What::CreateTrigger(name, _)
+            | What::Drop(_, name) => self.qualified(&statement.sql, name),
+            _ => statement.sql.clone(),
         };
-        if matches!(what, What::CreateTable(_)) {
+        if waits || is_table {
             self.restoring
                 .warn_of_old_name(&unit.0, &unit.1, &statement.sql);
         }
         if waits {
-            self.restoring
-                .warn_of_old_name(&unit.0, &unit.1, &statement.sql);
-            sql = self.with_known_definer(sql);
+            sql = self.restoring.with_known_definer(sql);
         }
-        if matches!(what, What::CreateTable(_)) {
+        if is_table {
             self.restoring.tables.insert(unit.clone(), Made::default());
         }
         match self.on_main(&sql).await {
@@ -403,27 +406,9 @@ impl Replay<'_, '_> {
         }
     }
 
-    /// `definer = "current"`: only for those whom the target does not know.
-    fn with_known_definer(&self, sql: Vec<u8>) -> Vec<u8> {
-        if self.restoring.source.settings.definer != Definer::Current {
-            return sql;
-        }
-        match ddl::definer(&sql) {
-            Some((definer, at)) if self.restoring.missing_definers.contains(&definer) => {
-                [&sql[..at.start], b"CURRENT_USER", &sql[at.end..]].concat()
-            }
-            _ => sql,
-        }
-    }
-
     /// A statement on the main connection, unless the run is stopped.
     async fn on_main(&mut self, sql: &[u8]) -> std::result::Result<(), mysql_async::Error> {
-        let cancel = self.restoring.cx.cancel.clone();
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
-            done = self.main.run_of_script(sql) => done,
-        }
+        unless_cancelled(&self.restoring.cx.cancel, self.main.run_of_script(sql)).await
     }
 
     /// A database that cannot be made or used: nothing of it comes.
@@ -434,9 +419,13 @@ impl Replay<'_, '_> {
     }
 
     fn fail(&mut self, unit: (String, String), line: u64, why: &Error) {
+        self.name(&unit, line, why);
+        self.failed.insert(unit);
+    }
+
+    fn name(&mut self, unit: &(String, String), line: u64, why: &Error) {
         let shown = format!("`{}/{}`, line {line}: {why}", unit.0, unit.1);
         self.restoring.tally.failed.push(shown);
-        self.failed.insert(unit);
     }
 
     /// Rows: gathered into statements of about 1 MiB and handed to the loaders.
@@ -448,25 +437,23 @@ impl Replay<'_, '_> {
         no_backslash_escapes: bool,
     ) -> Result<()> {
         let sql = &statement.sql;
-        let rows = Rows::of(sql, no_backslash_escapes).filter(|_| self.is_dump);
-        let Some(rows) = rows else {
-            self.barrier().await?;
-            let sql = self.qualified(sql, name);
-            let literal = Rows::of(&sql, no_backslash_escapes).map(|rows| rows.starts.len() as u64);
-            let cancel = self.restoring.cx.cancel.clone();
-            let took = tokio::select! {
-                biased;
-                () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
-                took = loaders::insert(&mut self.main, &sql, literal) => took,
-            };
-            let rows = literal.or(took.as_ref().ok().map(|took| took.rows));
-            return self.back(Loaded {
-                unit,
-                line: statement.line,
-                bytes: sql.len() as u64,
-                rows: rows.unwrap_or_default(),
-                done: took,
-            });
+        let rows = match Rows::of(sql, no_backslash_escapes) {
+            Some(rows) if self.is_dump => rows,
+            others => {
+                self.barrier().await?;
+                let literal = others.map(|rows| rows.starts.len() as u64);
+                let sql = self.qualified(sql, name);
+                let insert = loaders::insert(&mut self.main, &sql, literal);
+                let done = unless_cancelled(&self.restoring.cx.cancel, insert).await;
+                let rows = literal.or(done.as_ref().ok().map(|took| took.rows));
+                return self.back(Loaded {
+                    unit,
+                    line: statement.line,
+                    bytes: sql.len() as u64,
+                    rows: rows.unwrap_or_default(),
+                    done,
+                });
+            }
         };
         let session = self.session().await?;
         let head = self.qualified(&sql[..rows.head], name);
@@ -601,8 +588,7 @@ impl Replay<'_, '_> {
 
     /// A unit that has come, but not as the script gave it: the rest of its rows is still wanted.
     fn differ(&mut self, unit: (String, String), line: u64, why: &Error) {
-        let shown = format!("`{}/{}`, line {line}: {why}", unit.0, unit.1);
-        self.restoring.tally.failed.push(shown);
+        self.name(&unit, line, why);
         self.differing.insert(unit);
     }
 

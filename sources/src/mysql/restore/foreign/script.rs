@@ -48,7 +48,7 @@ impl Script {
                 }
                 let what = What::of(&statement.sql);
                 if what == What::Set {
-                    self.follow_mode(&statement.sql);
+                    self.splitter.follow_mode(&statement.sql);
                 }
                 return Ok(Some((statement, what)));
             }
@@ -77,23 +77,6 @@ impl Script {
     pub fn cut_off(&self) -> Option<u64> {
         let unfinished = self.is_dump && find(&self.end, DUMP_ENDS).is_none();
         (unfinished || self.splitter.is_open()).then(|| self.splitter.line())
-    }
-
-    /// A mode that the script sets counts from the next statement on, as it does for the client.
-    fn follow_mode(&mut self, sql: &[u8]) {
-        const NAME: &[u8] = b"SQL_MODE";
-        let upper = sql.to_ascii_uppercase();
-        let mut from = 0;
-        while let Some(at) = find(&upper[from..], NAME) {
-            let (before, behind) = (&upper[..from + at], &upper[from + at + NAME.len()..]);
-            // `@OLD_SQL_MODE=@@SQL_MODE` reads it only.
-            let own_name = !before.ends_with(b"_");
-            if own_name && behind.trim_ascii_start().starts_with(b"=") {
-                self.splitter.no_backslash_escapes =
-                    find(&upper, b"NO_BACKSLASH_ESCAPES").is_some();
-            }
-            from += at + NAME.len();
-        }
     }
 
     async fn piece(&mut self) -> Result<Option<Vec<u8>>> {

@@ -18,8 +18,9 @@ const KIB: u64 = 1024;
 pub struct Division {
     /// Threads that compress.
     pub workers: usize,
-    /// Blocks that may wait between lanes and writer.
-    pub places: usize,
+    /// Bytes of blocks between lanes and writer. Counted in bytes, not in blocks: while a large block is compressed, many small ones
+    /// that come after it can be finished.
+    pub window_bytes: u64,
     /// Lanes beyond the one that each instance is promised.
     pub extra_lanes: usize,
     /// Bytes for bodies that are held whole.
@@ -52,7 +53,7 @@ impl Division {
         let lanes = rest.saturating_sub(record_bytes) / BLOCK_MAX_BYTES / 2;
         Ok(Self {
             workers,
-            places: workers + 1,
+            window_bytes: (workers as u64 + 3) * BLOCK_MAX_BYTES,
             extra_lanes: (lanes as usize).saturating_sub(instances),
             record_bytes,
             max_record_bytes,
@@ -63,7 +64,7 @@ impl Division {
     pub fn minimum() -> Self {
         Self {
             workers: 1,
-            places: 1,
+            window_bytes: BLOCK_MAX_BYTES,
             extra_lanes: 0,
             record_bytes: GATHERED_MAX_BYTES + (1 << 20),
             max_record_bytes: GATHERED_MAX_BYTES,

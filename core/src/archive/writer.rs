@@ -19,7 +19,7 @@ use crate::tee::Tee;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// What the index must say of a block beside its place and its sums.
@@ -43,11 +43,14 @@ pub struct BlockInfo {
     pub continues: bool,
 }
 
+/// Blocks that may wait between lanes and writer, however small.
+const PLACES: usize = 64;
+
 /// A block that waits for its place.
 pub type RawBlock = (Vec<u8>, BlockInfo);
 
 enum Placed {
-    Block(Answer, BlockInfo),
+    Block(Answer, BlockInfo, OwnedSemaphorePermit),
     End,
 }
 
@@ -57,10 +60,31 @@ pub struct Entrance(Arc<Shared>);
 
 struct Shared {
     order: Arc<Mutex<mpsc::Sender<Placed>>>,
+    window: Window,
     pool: Pool,
     index: IndexPieces,
     budget: Budget,
     cancel: CancellationToken,
+}
+
+/// Bytes of blocks that were handed in and not yet written.
+struct Window {
+    bytes: u64,
+    free: Arc<Semaphore>,
+}
+
+impl Window {
+    fn new(bytes: u64) -> Self {
+        let free = Arc::new(Semaphore::new(bytes as usize));
+        Self { bytes, free }
+    }
+
+    /// Waits until a block of `bytes` may come in. One that is larger than the window comes alone.
+    async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let wanted = bytes.min(self.bytes) as u32;
+        let room = self.free.clone().acquire_many_owned(wanted).await;
+        room.map_err(|_| bug("the window of blocks was closed"))
+    }
 }
 
 /// The half that writes; run it to its end, then `finish`.
@@ -131,9 +155,10 @@ pub async fn start(
     tee: Tee,
     cancel: CancellationToken,
 ) -> Result<(Entrance, Writer)> {
-    let (order, queue) = mpsc::channel(division.places);
+    let (order, queue) = mpsc::channel(PLACES);
     let shared = Arc::new(Shared {
         order: Arc::new(Mutex::new(order)),
+        window: Window::new(division.window_bytes),
         pool: Pool::start(division.workers, compression)?,
         index: IndexPieces::default(),
         budget: Budget::new(division),
@@ -171,9 +196,10 @@ impl Entrance {
         let handed_in = tokio::spawn(async move {
             let order = shared.order.clone().lock_owned().await;
             for (raw, info) in blocks {
+                let room = shared.window.room(raw.len() as u64).await?;
                 let answer = shared.pool.submit(raw).await?;
                 order
-                    .send(Placed::Block(answer, info))
+                    .send(Placed::Block(answer, info, room))
                     .await
                     .map_err(|_| Error::cancelled())?;
             }
@@ -238,7 +264,7 @@ impl Writer {
             match placed {
                 None => return Err(Error::cancelled()),
                 Some(Placed::End) => return Ok(()),
-                Some(Placed::Block(answer, info)) => {
+                Some(Placed::Block(answer, info, _room)) => {
                     let encoded = tokio::select! {
                         biased;
                         () = cancel.cancelled() => return Err(Error::cancelled()),

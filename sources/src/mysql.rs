@@ -16,6 +16,7 @@ mod mark;
 mod restore;
 mod snapshot;
 mod statement;
+mod wire;
 
 use crate::mysql::connection::{Access, Server};
 use async_trait::async_trait;
@@ -210,6 +211,8 @@ impl Mysql {
 #[async_trait]
 impl Source for Mysql {
     async fn check(&self, cx: &Context) -> Result<Health> {
+        // What reads tables logs in by itself: here that is proved before the night.
+        self.access.reader(cx).await?.end().await;
         let mut connection = self.access.connect(cx).await?;
         let server = Server::ask(&mut connection).await?;
         let mut warnings = lock::missing_rights(

@@ -89,6 +89,11 @@ impl Server {
         self.folder.path().join("s.sock")
     }
 
+    /// Its data folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// Its port on loopback.
     pub fn port(&self) -> u16 {
         self.port

@@ -1,5 +1,6 @@
 //! Connections: how to reach the server, what each session sets, what the server's errors mean.
 
+use crate::mysql::wire::Wire;
 use crate::mysql::{MysqlSettings, Tls};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
@@ -17,13 +18,13 @@ const PACKET_MAX_BYTES: usize = 1 << 30;
 /// How to reach the server.
 #[derive(Clone, Debug)]
 pub struct Access {
-    host: String,
-    port: u16,
-    socket: Option<PathBuf>,
-    user: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) user: String,
     password: Option<Secret>,
-    tls: Tls,
-    ca: Option<PathBuf>,
+    pub(super) tls: Tls,
+    pub(super) ca: Option<PathBuf>,
 }
 
 /// Which of the two families.
@@ -52,10 +53,46 @@ pub struct Server {
     pub binary_log: bool,
 }
 
-/// A connection.
-pub struct Connection {
-    pub(crate) conn: Conn,
+/// What carries statements: the driver, or what reads tables.
+pub trait Link: Send {
+    /// A statement and all its rows.
+    fn all(
+        &mut self,
+        sql: &[u8],
+    ) -> impl Future<Output = std::result::Result<Vec<Cells>, mysql_async::Error>> + Send;
+
+    /// Says goodbye.
+    fn quit(self) -> impl Future<Output = std::result::Result<(), mysql_async::Error>> + Send;
 }
+
+impl Link for Conn {
+    async fn all(&mut self, sql: &[u8]) -> std::result::Result<Vec<Cells>, mysql_async::Error> {
+        let rows: Vec<Row> = self.query(sql).await?;
+        Ok(rows.into_iter().map(Cells::of).collect())
+    }
+
+    async fn quit(self) -> std::result::Result<(), mysql_async::Error> {
+        self.disconnect().await
+    }
+}
+
+impl Link for Wire {
+    async fn all(&mut self, sql: &[u8]) -> std::result::Result<Vec<Cells>, mysql_async::Error> {
+        Wire::all(self, sql).await
+    }
+
+    async fn quit(self) -> std::result::Result<(), mysql_async::Error> {
+        Wire::quit(self).await
+    }
+}
+
+/// A connection.
+pub struct Connection<L = Conn> {
+    pub(crate) conn: L,
+}
+
+/// A connection that reads tables.
+pub type Reader = Connection<Wire>;
 
 impl Access {
     /// From the settings.
@@ -79,16 +116,20 @@ impl Access {
         }
     }
 
-    async fn options(&self, encrypted: bool) -> Result<Opts> {
-        let password = match &self.password {
-            Some(secret) => Some(secret.reveal().await?),
-            None => None,
-        };
+    /// Empty where there is none.
+    pub(super) async fn password(&self) -> std::result::Result<String, mysql_async::Error> {
+        match &self.password {
+            Some(secret) => Ok(secret.reveal().await.map_err(ours)?),
+            None => Ok(String::new()),
+        }
+    }
+
+    async fn options(&self, encrypted: bool) -> std::result::Result<Opts, mysql_async::Error> {
         let mut options = OptsBuilder::default()
             .ip_or_hostname(self.host.clone())
             .tcp_port(self.port)
             .user(Some(self.user.clone()))
-            .pass(password)
+            .pass(Some(self.password().await?).filter(|password| !password.is_empty()))
             .prefer_socket(Some(false))
             .max_allowed_packet(Some(PACKET_MAX_BYTES))
             .wait_timeout(Some(28_800))
@@ -128,6 +169,18 @@ impl Access {
             }
             other => other,
         };
+        self.session(opened).await
+    }
+
+    /// The same, to read tables with.
+    pub async fn reader(&self, cx: &Context) -> Result<Reader> {
+        self.session(in_time(cx, Wire::connect(self)).await).await
+    }
+
+    async fn session<L: Link>(
+        &self,
+        opened: std::result::Result<L, mysql_async::Error>,
+    ) -> Result<Connection<L>> {
         let conn =
             opened.map_err(|e| error(e).within(format!("could not reach {}", self.describe())))?;
         let mut connection = Connection { conn };
@@ -140,20 +193,12 @@ impl Access {
         cx: &Context,
         encrypted: bool,
     ) -> std::result::Result<Conn, mysql_async::Error> {
-        let options = self
-            .options(encrypted)
-            .await
-            .map_err(|e| mysql_async::Error::Other(Box::new(e)))?;
-        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
-        let opening = tokio::time::timeout(CONNECT_LIMIT, Conn::new(options));
-        unless_cancelled(&cx.cancel, async {
-            opening.await.unwrap_or_else(|_| Err(late().into()))
-        })
-        .await
+        let options = self.options(encrypted).await?;
+        in_time(cx, Conn::new(options)).await
     }
 }
 
-impl Connection {
+impl<L: Link> Connection<L> {
     async fn set_up(&mut self) -> Result<()> {
         self.run(
             "SET NAMES utf8mb4, character_set_results = NULL, time_zone = '+00:00', sql_mode = '', sql_quote_show_create = 1, \
@@ -188,12 +233,32 @@ impl Connection {
 
     /// A statement without rows.
     pub async fn run(&mut self, sql: impl AsRef<[u8]>) -> Result<()> {
-        self.conn
-            .query_drop(sql.as_ref())
-            .await
-            .map_err(|e| said_of(sql.as_ref(), e))
+        self.rows(sql).await.map(drop)
     }
 
+    /// All rows.
+    pub async fn rows(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Cells>> {
+        let rows = self.conn.all(sql.as_ref()).await;
+        rows.map_err(|e| said_of(sql.as_ref(), e))
+    }
+
+    /// The first row, if there is one.
+    pub async fn row(&mut self, sql: impl AsRef<[u8]>) -> Result<Option<Cells>> {
+        Ok(self.rows(sql).await?.into_iter().next())
+    }
+
+    /// The first cell of the first row.
+    pub async fn value(&mut self, sql: impl AsRef<[u8]>) -> Result<Option<String>> {
+        Ok(self.row(sql).await?.and_then(|row| row.text(0)))
+    }
+
+    /// Says goodbye. A server that does not hear it will notice.
+    pub async fn end(self) {
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.conn.quit()).await;
+    }
+}
+
+impl Connection {
     /// A statement without rows; how many it changed, and how many warnings it gave.
     pub async fn run_counted(
         &mut self,
@@ -216,31 +281,6 @@ impl Connection {
             other => other,
         }
     }
-
-    /// All rows.
-    pub async fn rows(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Cells>> {
-        let rows: Vec<Row> = self
-            .conn
-            .query(sql.as_ref())
-            .await
-            .map_err(|e| said_of(sql.as_ref(), e))?;
-        Ok(rows.into_iter().map(Cells::of).collect())
-    }
-
-    /// The first row, if there is one.
-    pub async fn row(&mut self, sql: impl AsRef<[u8]>) -> Result<Option<Cells>> {
-        Ok(self.rows(sql).await?.into_iter().next())
-    }
-
-    /// The first cell of the first row.
-    pub async fn value(&mut self, sql: impl AsRef<[u8]>) -> Result<Option<String>> {
-        Ok(self.row(sql).await?.and_then(|row| row.text(0)))
-    }
-
-    /// Says goodbye. A server that does not hear it will notice.
-    pub async fn end(self) {
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.conn.disconnect()).await;
-    }
 }
 
 /// A row's cells as the server sent them.
@@ -248,6 +288,11 @@ impl Connection {
 pub struct Cells(Vec<Option<Vec<u8>>>);
 
 impl Cells {
+    /// Of what a row holds.
+    pub fn new(cells: Vec<Option<Vec<u8>>>) -> Self {
+        Self(cells)
+    }
+
     fn of(row: Row) -> Self {
         Self(
             row.unwrap()
@@ -337,6 +382,23 @@ fn numbers(text: &str) -> (u16, u16, u16) {
     (next(), next(), next())
 }
 
+async fn in_time<T>(
+    cx: &Context,
+    opening: impl Future<Output = std::result::Result<T, mysql_async::Error>>,
+) -> std::result::Result<T, mysql_async::Error> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
+    let opening = tokio::time::timeout(CONNECT_LIMIT, opening);
+    unless_cancelled(&cx.cancel, async {
+        opening.await.unwrap_or_else(|_| Err(late().into()))
+    })
+    .await
+}
+
+/// An error of ours on its way through the driver's.
+fn ours(error: Error) -> mysql_async::Error {
+    mysql_async::Error::Other(Box::new(error))
+}
+
 /// `work`, unless the run is stopped first.
 pub async fn unless_cancelled<T>(
     cancel: &CancellationToken,
@@ -344,7 +406,7 @@ pub async fn unless_cancelled<T>(
 ) -> std::result::Result<T, mysql_async::Error> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(mysql_async::Error::Other(Box::new(Error::cancelled()))),
+        () = cancel.cancelled() => Err(ours(Error::cancelled())),
         done = work => done,
     }
 }

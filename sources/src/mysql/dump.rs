@@ -5,16 +5,15 @@
 //! each row is hashed, and nobody gains from forging a border.
 
 use crate::mysql::catalogue::{Shape, Table, TableKind, select};
-use crate::mysql::connection::{Connection, ident};
+use crate::mysql::connection::{Reader, ident};
 use crate::mysql::ddl::{DATA_PREAMBLE, HISTORY_PREAMBLE, PREAMBLE, use_database};
 use crate::mysql::literal::Literal;
+use crate::mysql::wire::Row;
 use bk_core::context::Context;
 use bk_core::error::Result;
 use bk_core::name::MemberPath;
 use bk_core::source::{Lane, Meta, Output, Reserved};
 use bytes::Bytes;
-use mysql_async::Value;
-use mysql_async::prelude::Queryable;
 use std::collections::HashMap;
 use twox_hash::XxHash3_64;
 
@@ -40,27 +39,20 @@ pub struct Read {
 /// Reads a table into a lane. `written` is told after each segment how many bytes there are so far.
 pub async fn table(
     cx: &Context,
-    connection: &mut Connection,
+    reader: &mut Reader,
     lane: &mut Lane,
     out: &Output,
     (table, shape): (&Table, &Shape),
     mut written: impl FnMut(u64) + Send,
 ) -> Result<Read> {
     let sql = select(table, &shape.columns, shape.key.as_ref());
-    let mut result = connection
-        .conn
-        .query_iter(sql)
-        .await
-        .map_err(|e| crate::mysql::refused("reading", e))?;
+    let refused = |e| crate::mysql::refused("reading", e);
+    reader.conn.ask(sql.as_bytes()).await.map_err(refused)?;
+    let mut cells = Vec::with_capacity(shape.columns.len());
     let mut segments = Segments::new(table, shape);
     let mut read = Read::default();
-    while let Some(row) = result
-        .next()
-        .await
-        .map_err(|e| crate::mysql::refused("reading", e))?
-    {
-        let cells = row.unwrap_raw();
-        segments.row(shape, &cells, &mut read);
+    while let Some(row) = reader.conn.row(&mut cells).await.map_err(refused)? {
+        segments.row(shape, &row, &mut read);
         read.rows += 1;
         if read.rows % ROWS_BETWEEN_LOOKS == 0 {
             cx.check_cancelled()?;
@@ -71,10 +63,6 @@ pub async fn table(
             written(read.bytes);
         }
     }
-    result
-        .drop_result()
-        .await
-        .map_err(|e| crate::mysql::refused("reading", e))?;
     segments.flush(lane, out, &mut read).await?;
     written(read.bytes);
     Ok(read)
@@ -123,7 +111,7 @@ impl Segments {
         }
     }
 
-    fn row(&mut self, shape: &Shape, cells: &[Option<Value>], read: &mut Read) {
+    fn row(&mut self, shape: &Shape, row: &Row<'_>, read: &mut Read) {
         if self.buffer.is_empty() {
             self.buffer.extend_from_slice(&self.preamble);
             self.begin_statement();
@@ -139,7 +127,7 @@ impl Segments {
             if n > 0 {
                 self.buffer.push(b',');
             }
-            let cell = bytes_of(cells.get(n));
+            let cell = row.cell(n);
             let literal = match cell {
                 Some(bytes) if column.utf8 && std::str::from_utf8(bytes).is_err() => {
                     read.invalid += 1;
@@ -155,7 +143,7 @@ impl Segments {
         }
         let len = (self.buffer.len() - from) as u64;
         let hash = match &shape.key {
-            Some((_, parts)) => self.hash_of_key(parts, cells),
+            Some((_, parts)) => self.hash_of_key(parts, row),
             None => XxHash3_64::oneshot(&self.buffer[from..]),
         };
         self.first_key.get_or_insert(hash);
@@ -176,10 +164,10 @@ impl Segments {
         self.buffer.extend_from_slice(&row);
     }
 
-    fn hash_of_key(&mut self, parts: &[usize], cells: &[Option<Value>]) -> u64 {
+    fn hash_of_key(&mut self, parts: &[usize], row: &Row<'_>) -> u64 {
         self.key.clear();
         for part in parts {
-            let bytes = bytes_of(cells.get(*part)).unwrap_or_default();
+            let bytes = row.cell(*part).unwrap_or_default();
             self.key
                 .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
             self.key.extend_from_slice(bytes);
@@ -230,12 +218,5 @@ impl Segments {
         self.buffer = emptied;
         self.reserved = None;
         written
-    }
-}
-
-fn bytes_of(cell: Option<&Option<Value>>) -> Option<&[u8]> {
-    match cell {
-        Some(Some(Value::Bytes(bytes))) => Some(bytes),
-        _ => None,
     }
 }

@@ -4,7 +4,7 @@ mod readers;
 
 use crate::mysql::accounts::{self, Accounts};
 use crate::mysql::catalogue::{self, Named, Table, TableKind};
-use crate::mysql::connection::{Connection, Server};
+use crate::mysql::connection::{Connection, Reader, Server};
 use crate::mysql::lock::{self, Instant};
 use crate::mysql::mark;
 use crate::mysql::{
@@ -159,12 +159,16 @@ impl Snapshot for MysqlSnapshot {
             plain_tables,
             ..
         } = self.instant;
-        let all = readers
+        let readers = futures::future::join_all(readers.into_iter().map(Reader::end));
+        let others = guard
             .into_iter()
-            .chain(guard)
             .chain(plain_tables)
             .chain([self.connection]);
-        futures::future::join_all(all.map(Connection::end)).await;
+        futures::future::join(
+            readers,
+            futures::future::join_all(others.map(Connection::end)),
+        )
+        .await;
         Ok(facts)
     }
 }

@@ -211,8 +211,6 @@ impl Mysql {
 #[async_trait]
 impl Source for Mysql {
     async fn check(&self, cx: &Context) -> Result<Health> {
-        // What reads tables logs in by itself: here that is proved before the night.
-        self.access.reader(cx).await?.end().await;
         let mut connection = self.access.connect(cx).await?;
         let server = Server::ask(&mut connection).await?;
         let mut warnings = lock::missing_rights(
@@ -277,6 +275,6 @@ pub(crate) fn name_of(part: &str) -> String {
 }
 
 /// Said of a statement that the server refused.
-pub(crate) fn refused(doing: &str, error: mysql_async::Error) -> Error {
+pub(crate) fn refused(doing: &str, error: wire::Error) -> Error {
     connection::error(error).within(doing)
 }

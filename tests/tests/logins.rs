@@ -3,7 +3,7 @@
 use bk_tests::binary::Home;
 use bk_tests::database::{Kind, Server};
 
-/// `bk check` logs in twice, as what asks and as what reads tables, and `bk backup` once more.
+/// Its settings with the right password and with a wrong one.
 async fn account(server: &Server, user: &str, more: &str) -> Home {
     let home = Home::new("");
     let with = |password: &str| {
@@ -71,9 +71,56 @@ async fn accounts_of_mariadb_log_in() {
     make(&server, "unix", "VIA unix_socket").await;
     logs_in(&server, "native", "").await;
     logs_in(&server, "edwards", "").await;
-    refused(&server, "unix", "", "1045").await;
+    refused(&server, "unix", "", "Access denied").await;
     // This server offers no encryption.
-    refused(&server, "native", "tls = \"require\"\n", "SSL").await;
+    refused(&server, "native", "tls = \"require\"\n", "no encryption").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_certificate_of_its_name_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let signed = authority.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::new(authority, authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    let ca = file("ca.pem", signed.pem());
+    let options = [
+        format!("--ssl-ca={ca}"),
+        format!("--ssl-cert={}", file("cert.pem", certificate.pem())),
+        format!("--ssl-key={}", file("key.pem", key.serialize_pem())),
+    ];
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let Some(server) = Server::start(Kind::MariaDb, &options) else {
+        return;
+    };
+    shop(&server).await;
+    make(&server, "strict", "BY 'it''s right' REQUIRE SSL").await;
+    logs_in(
+        &server,
+        "strict",
+        &format!("tls = \"verify\"\nca = \"{ca}\"\n"),
+    )
+    .await;
+    logs_in(&server, "strict", "").await;
+    refused(&server, "strict", "tls = \"verify\"\n", "UnknownIssuer").await;
+    refused(
+        &server,
+        "strict",
+        "tls = \"verify\"\nca = \"nowhere.pem\"\n",
+        "nowhere.pem",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +153,7 @@ async fn accounts_of_mysql_log_in() {
         &server,
         "sha",
         &format!("tls = \"verify\"\n{ca}"),
-        "NotValidForName",
+        "not valid for name",
     )
     .await;
 }

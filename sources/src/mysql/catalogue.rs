@@ -1,6 +1,6 @@
 //! What is on the server: databases, tables, columns, the key that orders a table, and everything that comes after the data.
 
-use crate::mysql::connection::{Connection, Flavour, Link, Server, full, ident, quoted};
+use crate::mysql::connection::{Connection, Flavour, Server, full, ident, quoted};
 use crate::mysql::is_servers_own;
 use crate::mysql::literal::Literal;
 use crate::mysql::mark;
@@ -169,10 +169,7 @@ impl Table {
 }
 
 /// Databases that the filter takes, sorted.
-pub async fn databases(
-    connection: &mut Connection<impl Link>,
-    filter: &Filter,
-) -> Result<Vec<String>> {
+pub async fn databases(connection: &mut Connection, filter: &Filter) -> Result<Vec<String>> {
     let rows = connection
         .rows("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA")
         .await?;
@@ -187,7 +184,7 @@ pub async fn databases(
 
 /// Tables, views and sequences of these databases, sorted. One statement, so that it is quick under a lock.
 pub async fn tables(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     databases: &[String],
     filter: &Filter,
 ) -> Result<Vec<Table>> {
@@ -227,7 +224,7 @@ pub async fn tables(
 
 /// When each table was made or altered last. MariaDB opens every table for it, so this is not asked under a lock.
 pub async fn stamp(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     databases: &[String],
     tables: &mut [Table],
 ) -> Result<()> {
@@ -253,7 +250,7 @@ pub async fn stamp(
 
 /// Numbers of the files behind partitions, by table; nothing where the account may not see them, or the server has no such list.
 pub async fn partitions(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     only: Option<&Table>,
 ) -> HashMap<String, String> {
     let prefix = only.map_or_else(|| "%".into(), Table::file_name);
@@ -310,11 +307,7 @@ pub struct Shape {
 }
 
 /// Columns and key of a table.
-pub async fn shape(
-    connection: &mut Connection<impl Link>,
-    table: &Table,
-    server: &Server,
-) -> Result<Shape> {
+pub async fn shape(connection: &mut Connection, table: &Table, server: &Server) -> Result<Shape> {
     let place = format!(
         "TABLE_SCHEMA = {} AND TABLE_NAME = {}",
         quoted(&table.database),
@@ -390,7 +383,7 @@ fn known(data_type: &str) -> bool {
 
 /// PRIMARY KEY, else the first unique key of columns that are NOT NULL and whole; what the server would have to sort for is none.
 async fn key(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     place: &str,
     table: &Table,
     server: &Server,
@@ -433,7 +426,7 @@ async fn key(
 
 /// Whether the server would sort the rows before it sends the first.
 async fn sorts(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     table: &Table,
     server: &Server,
     columns: &[Column],
@@ -497,11 +490,7 @@ pub struct Named {
 }
 
 /// Kind, name and table of each row.
-async fn named(
-    connection: &mut Connection<impl Link>,
-    database: &str,
-    sql: String,
-) -> Result<Vec<Named>> {
+async fn named(connection: &mut Connection, database: &str, sql: String) -> Result<Vec<Named>> {
     let rows = connection.rows(sql).await?;
     Ok(rows
         .iter()
@@ -515,10 +504,7 @@ async fn named(
 }
 
 /// Routines and packages, specifications before bodies.
-pub async fn routines(
-    connection: &mut Connection<impl Link>,
-    database: &str,
-) -> Result<Vec<Named>> {
+pub async fn routines(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
     let sql = format!(
         "SELECT ROUTINE_TYPE, ROUTINE_NAME, '' FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {}",
         quoted(database)
@@ -535,10 +521,7 @@ pub async fn routines(
 }
 
 /// Triggers in the order in which they run.
-pub async fn triggers(
-    connection: &mut Connection<impl Link>,
-    database: &str,
-) -> Result<Vec<Named>> {
+pub async fn triggers(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
     let sql = format!(
         "SELECT 'TRIGGER', TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {} \
          ORDER BY EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER",
@@ -548,7 +531,7 @@ pub async fn triggers(
 }
 
 /// Events.
-pub async fn events(connection: &mut Connection<impl Link>, database: &str) -> Result<Vec<Named>> {
+pub async fn events(connection: &mut Connection, database: &str) -> Result<Vec<Named>> {
     let sql = format!(
         "SELECT 'EVENT', EVENT_NAME, '' FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} ORDER BY EVENT_NAME",
         quoted(database)

@@ -1,19 +1,15 @@
 //! Connections: how to reach the server, what each session sets, what the server's errors mean.
 
-use crate::mysql::wire::Wire;
+use crate::mysql::wire::{self, Told, Wire};
 use crate::mysql::{MysqlSettings, Tls};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::secret::Secret;
-use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, Opts, OptsBuilder, Row, SslOpts, Value};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The largest packet that the protocol knows. The driver would otherwise apply the server's limit for statements to rows.
-const PACKET_MAX_BYTES: usize = 1 << 30;
 
 /// How to reach the server.
 #[derive(Clone, Debug)]
@@ -53,46 +49,10 @@ pub struct Server {
     pub binary_log: bool,
 }
 
-/// What carries statements: the driver, or what reads tables.
-pub trait Link: Send {
-    /// A statement and all its rows.
-    fn all(
-        &mut self,
-        sql: &[u8],
-    ) -> impl Future<Output = std::result::Result<Vec<Cells>, mysql_async::Error>> + Send;
-
-    /// Says goodbye.
-    fn quit(self) -> impl Future<Output = std::result::Result<(), mysql_async::Error>> + Send;
-}
-
-impl Link for Conn {
-    async fn all(&mut self, sql: &[u8]) -> std::result::Result<Vec<Cells>, mysql_async::Error> {
-        let rows: Vec<Row> = self.query(sql).await?;
-        Ok(rows.into_iter().map(Cells::of).collect())
-    }
-
-    async fn quit(self) -> std::result::Result<(), mysql_async::Error> {
-        self.disconnect().await
-    }
-}
-
-impl Link for Wire {
-    async fn all(&mut self, sql: &[u8]) -> std::result::Result<Vec<Cells>, mysql_async::Error> {
-        Wire::all(self, sql).await
-    }
-
-    async fn quit(self) -> std::result::Result<(), mysql_async::Error> {
-        Wire::quit(self).await
-    }
-}
-
 /// A connection.
-pub struct Connection<L = Conn> {
-    pub(crate) conn: L,
+pub struct Connection {
+    pub(crate) conn: Wire,
 }
-
-/// A connection that reads tables.
-pub type Reader = Connection<Wire>;
 
 impl Access {
     /// From the settings.
@@ -117,88 +77,30 @@ impl Access {
     }
 
     /// Empty where there is none.
-    pub(super) async fn password(&self) -> std::result::Result<String, mysql_async::Error> {
+    pub(super) async fn password(&self) -> Result<String> {
         match &self.password {
-            Some(secret) => Ok(secret.reveal().await.map_err(ours)?),
+            Some(secret) => secret.reveal().await,
             None => Ok(String::new()),
-        }
-    }
-
-    async fn options(&self, encrypted: bool) -> std::result::Result<Opts, mysql_async::Error> {
-        let mut options = OptsBuilder::default()
-            .ip_or_hostname(self.host.clone())
-            .tcp_port(self.port)
-            .user(Some(self.user.clone()))
-            .pass(Some(self.password().await?).filter(|password| !password.is_empty()))
-            .prefer_socket(Some(false))
-            .max_allowed_packet(Some(PACKET_MAX_BYTES))
-            .wait_timeout(Some(28_800))
-            .stmt_cache_size(0)
-            .tcp_keepalive(Some(Duration::from_mins(1)));
-        if let Some(socket) = &self.socket {
-            options = options.socket(Some(socket.display().to_string()));
-        }
-        if encrypted {
-            options = options.ssl_opts(Some(self.encryption()));
-        }
-        Ok(options.into())
-    }
-
-    fn encryption(&self) -> SslOpts {
-        let mut options = SslOpts::default();
-        if let Some(ca) = &self.ca {
-            options = options.with_root_certs(vec![ca.clone().into()]);
-        }
-        match self.tls {
-            Tls::Prefer | Tls::Require | Tls::Off => options
-                .with_danger_accept_invalid_certs(true)
-                .with_danger_skip_domain_validation(true),
-            Tls::VerifyCa => options.with_danger_skip_domain_validation(true),
-            Tls::Verify => options,
         }
     }
 
     /// A session that reads stored bytes as they are, in UTC, and is never thrown out for waiting on a slow archive.
     pub async fn connect(&self, cx: &Context) -> Result<Connection> {
-        let encrypted = self.tls != Tls::Off && self.socket.is_none();
-        let opened = match self.open(cx, encrypted).await {
-            Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer))
-                if self.tls == Tls::Prefer =>
-            {
-                self.open(cx, false).await
-            }
-            other => other,
-        };
-        self.session(opened).await
-    }
-
-    /// The same, to read tables with.
-    pub async fn reader(&self, cx: &Context) -> Result<Reader> {
-        self.session(in_time(cx, Wire::connect(self)).await).await
-    }
-
-    async fn session<L: Link>(
-        &self,
-        opened: std::result::Result<L, mysql_async::Error>,
-    ) -> Result<Connection<L>> {
+        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
+        let opening = tokio::time::timeout(CONNECT_LIMIT, Wire::connect(self));
+        let opened = unless_cancelled(&cx.cancel, async {
+            opening.await.unwrap_or_else(|_| Err(late().into()))
+        })
+        .await;
         let conn =
             opened.map_err(|e| error(e).within(format!("could not reach {}", self.describe())))?;
         let mut connection = Connection { conn };
         connection.set_up().await?;
         Ok(connection)
     }
-
-    async fn open(
-        &self,
-        cx: &Context,
-        encrypted: bool,
-    ) -> std::result::Result<Conn, mysql_async::Error> {
-        let options = self.options(encrypted).await?;
-        in_time(cx, Conn::new(options)).await
-    }
 }
 
-impl<L: Link> Connection<L> {
+impl Connection {
     async fn set_up(&mut self) -> Result<()> {
         self.run(
             "SET NAMES utf8mb4, character_set_results = NULL, time_zone = '+00:00', sql_mode = '', sql_quote_show_create = 1, \
@@ -233,7 +135,22 @@ impl<L: Link> Connection<L> {
 
     /// A statement without rows.
     pub async fn run(&mut self, sql: impl AsRef<[u8]>) -> Result<()> {
-        self.rows(sql).await.map(drop)
+        let ran = self.conn.run(sql.as_ref()).await;
+        ran.map(drop).map_err(|e| said_of(sql.as_ref(), e))
+    }
+
+    /// The same, for a statement that may be refused: what the server said.
+    pub async fn run_counted(&mut self, sql: &[u8]) -> wire::Result<Told> {
+        self.conn.run(sql).await
+    }
+
+    /// A statement of a script; one that this family takes for a comment is none.
+    pub async fn run_of_script(&mut self, sql: &[u8]) -> wire::Result<()> {
+        const EMPTY_QUERY: u16 = 1065;
+        match self.conn.run(sql).await {
+            Err(error) if code(&error) == Some(EMPTY_QUERY) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// All rows.
@@ -258,31 +175,6 @@ impl<L: Link> Connection<L> {
     }
 }
 
-impl Connection {
-    /// A statement without rows; how many it changed, and how many warnings it gave.
-    pub async fn run_counted(
-        &mut self,
-        sql: &[u8],
-    ) -> std::result::Result<(u64, u16), mysql_async::Error> {
-        let result = self.conn.query_iter(sql).await?;
-        let counts = (result.affected_rows(), result.warnings());
-        result.drop_result().await?;
-        Ok(counts)
-    }
-
-    /// A statement of a script; one that this family takes for a comment is none.
-    pub async fn run_of_script(
-        &mut self,
-        sql: &[u8],
-    ) -> std::result::Result<(), mysql_async::Error> {
-        const EMPTY_QUERY: u16 = 1065;
-        match self.conn.query_drop(sql).await {
-            Err(error) if code(&error) == Some(EMPTY_QUERY) => Ok(()),
-            other => other,
-        }
-    }
-}
-
 /// A row's cells as the server sent them.
 #[derive(Clone, Debug)]
 pub struct Cells(Vec<Option<Vec<u8>>>);
@@ -291,19 +183,6 @@ impl Cells {
     /// Of what a row holds.
     pub fn new(cells: Vec<Option<Vec<u8>>>) -> Self {
         Self(cells)
-    }
-
-    fn of(row: Row) -> Self {
-        Self(
-            row.unwrap()
-                .into_iter()
-                .map(|value| match value {
-                    Value::NULL => None,
-                    Value::Bytes(bytes) => Some(bytes),
-                    other => Some(other.as_sql(true).into_bytes()),
-                })
-                .collect(),
-        )
     }
 
     /// The bytes of a cell.
@@ -382,31 +261,14 @@ fn numbers(text: &str) -> (u16, u16, u16) {
     (next(), next(), next())
 }
 
-async fn in_time<T>(
-    cx: &Context,
-    opening: impl Future<Output = std::result::Result<T, mysql_async::Error>>,
-) -> std::result::Result<T, mysql_async::Error> {
-    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
-    let opening = tokio::time::timeout(CONNECT_LIMIT, opening);
-    unless_cancelled(&cx.cancel, async {
-        opening.await.unwrap_or_else(|_| Err(late().into()))
-    })
-    .await
-}
-
-/// An error of ours on its way through the driver's.
-fn ours(error: Error) -> mysql_async::Error {
-    mysql_async::Error::Other(Box::new(error))
-}
-
 /// `work`, unless the run is stopped first.
 pub async fn unless_cancelled<T>(
     cancel: &CancellationToken,
-    work: impl Future<Output = std::result::Result<T, mysql_async::Error>>,
-) -> std::result::Result<T, mysql_async::Error> {
+    work: impl Future<Output = wire::Result<T>>,
+) -> wire::Result<T> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(ours(Error::cancelled())),
+        () = cancel.cancelled() => Err(Error::cancelled().into()),
         done = work => done,
     }
 }
@@ -438,7 +300,7 @@ pub fn quoted(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn said_of(sql: &[u8], cause: mysql_async::Error) -> Error {
+fn said_of(sql: &[u8], cause: wire::Error) -> Error {
     const SHOWN: usize = 80;
     let shown = String::from_utf8_lossy(&sql[..sql.len().min(SHOWN)]).into_owned();
     // A statement about accounts may hold a hash.
@@ -450,30 +312,24 @@ fn said_of(sql: &[u8], cause: mysql_async::Error) -> Error {
 }
 
 /// The server's code, if the server said it.
-pub fn code(error: &mysql_async::Error) -> Option<u16> {
+pub fn code(error: &wire::Error) -> Option<u16> {
     match error {
-        mysql_async::Error::Server(server) => Some(server.code),
+        wire::Error::Server(server) => Some(server.code),
         _ => None,
     }
 }
 
 /// What the server's errors mean for the caller. Codes: the servers' error reference.
-pub fn error(cause: mysql_async::Error) -> Error {
-    let cause = match cause {
-        mysql_async::Error::Other(other) => match other.downcast::<Error>() {
-            Ok(ours) => return *ours,
-            Err(other) => mysql_async::Error::Other(other),
-        },
-        cause => cause,
+pub fn error(cause: wire::Error) -> Error {
+    let kind = match &cause {
+        wire::Error::Server(server) => kind_of(server.code),
+        wire::Error::Io(_) => ErrorKind::Unreachable,
+        wire::Error::Ours(_) => ErrorKind::Bug,
     };
-    let (kind, what) = match &cause {
-        mysql_async::Error::Server(server) => (
-            kind_of(server.code),
-            format!("error {}: {}", server.code, server.message),
-        ),
-        other => (ErrorKind::Unreachable, other.to_string()),
+    let failure = match cause {
+        wire::Error::Ours(ours) => return ours,
+        cause => Error::new(kind, cause.to_string()),
     };
-    let failure = Error::new(kind, what);
     match kind {
         ErrorKind::Auth => {
             failure.hint("mend `user` and `password`, or the account's host on the server")

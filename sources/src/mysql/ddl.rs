@@ -4,7 +4,7 @@
 //! routine's meaning depends on its SQL mode and its character set.
 
 use crate::mysql::catalogue::{Named, Table};
-use crate::mysql::connection::{Cells, Connection, Link, full, ident, quoted};
+use crate::mysql::connection::{Cells, Connection, full, ident, quoted};
 use crate::mysql::lexer::{CreateTable, behind_quote, is_foreign_key, outside_quotes};
 use bk_core::error::{Error, ErrorKind, Result};
 use std::fmt::Write;
@@ -24,7 +24,7 @@ pub fn use_database(database: &str) -> String {
 }
 
 /// The database itself.
-pub async fn database(connection: &mut Connection<impl Link>, name: &str) -> Result<Vec<u8>> {
+pub async fn database(connection: &mut Connection, name: &str) -> Result<Vec<u8>> {
     let create = created(
         connection,
         &format!("SHOW CREATE DATABASE IF NOT EXISTS {}", ident(name)),
@@ -46,7 +46,7 @@ pub struct TableText {
 }
 
 /// A table.
-pub async fn table(connection: &mut Connection<impl Link>, table: &Table) -> Result<TableText> {
+pub async fn table(connection: &mut Connection, table: &Table) -> Result<TableText> {
     let shown = show_create_table(connection, table).await?;
     let unreadable = || {
         Error::new(
@@ -103,10 +103,7 @@ pub async fn table(connection: &mut Connection<impl Link>, table: &Table) -> Res
 }
 
 /// SHOW CREATE TABLE.
-pub async fn show_create_table(
-    connection: &mut Connection<impl Link>,
-    table: &Table,
-) -> Result<Vec<u8>> {
+pub async fn show_create_table(connection: &mut Connection, table: &Table) -> Result<Vec<u8>> {
     created(
         connection,
         &format!("SHOW CREATE TABLE {}", table.full()),
@@ -134,7 +131,7 @@ fn without_counter_in(options: &[u8]) -> Vec<u8> {
 
 /// A sequence and where it stands.
 pub async fn sequence(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     table: &Table,
     value: Option<&(String, String)>,
 ) -> Result<Vec<u8>> {
@@ -161,7 +158,7 @@ pub async fn sequence(
 }
 
 /// A view, made again under the character set in which it was written.
-pub async fn view(connection: &mut Connection<impl Link>, table: &Table) -> Result<Vec<u8>> {
+pub async fn view(connection: &mut Connection, table: &Table) -> Result<Vec<u8>> {
     connection
         .run(format!("USE {}", ident(&table.database)))
         .await?;
@@ -188,7 +185,7 @@ pub async fn view(connection: &mut Connection<impl Link>, table: &Table) -> Resu
 }
 
 /// A routine, package, trigger or event.
-pub async fn program(connection: &mut Connection<impl Link>, named: &Named) -> Result<Vec<u8>> {
+pub async fn program(connection: &mut Connection, named: &Named) -> Result<Vec<u8>> {
     connection
         .run(format!("USE {}", ident(&named.database)))
         .await?;
@@ -234,7 +231,7 @@ pub async fn program(connection: &mut Connection<impl Link>, named: &Named) -> R
 
 /// Parameters without a character set have the database's of the day they were made; it may have changed since.
 async fn collation_around(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     named: &Named,
     then: &str,
 ) -> Result<(String, String)> {
@@ -283,7 +280,7 @@ fn delimiter_for(text: &[u8]) -> String {
     delimiter
 }
 
-async fn shown(connection: &mut Connection<impl Link>, sql: &str, what: &str) -> Result<Cells> {
+async fn shown(connection: &mut Connection, sql: &str, what: &str) -> Result<Cells> {
     connection
         .row(sql)
         .await
@@ -292,7 +289,7 @@ async fn shown(connection: &mut Connection<impl Link>, sql: &str, what: &str) ->
 }
 
 async fn created(
-    connection: &mut Connection<impl Link>,
+    connection: &mut Connection,
     sql: &str,
     column: usize,
     what: &str,

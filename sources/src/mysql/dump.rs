@@ -5,7 +5,7 @@
 //! each row is hashed, and nobody gains from forging a border.
 
 use crate::mysql::catalogue::{Shape, Table, TableKind, select};
-use crate::mysql::connection::{Reader, ident};
+use crate::mysql::connection::{Connection, ident};
 use crate::mysql::ddl::{DATA_PREAMBLE, HISTORY_PREAMBLE, PREAMBLE, use_database};
 use crate::mysql::literal::Literal;
 use crate::mysql::wire::Row;
@@ -39,7 +39,7 @@ pub struct Read {
 /// Reads a table into a lane. `written` is told after each segment how many bytes there are so far.
 pub async fn table(
     cx: &Context,
-    reader: &mut Reader,
+    reader: &mut Connection,
     lane: &mut Lane,
     out: &Output,
     (table, shape): (&Table, &Shape),

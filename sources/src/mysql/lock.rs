@@ -5,7 +5,7 @@
 //! that connection's transaction.
 
 use crate::mysql::catalogue::{self, Filter, Table, TableKind};
-use crate::mysql::connection::{Access, Connection, Link, Reader, Server, ident};
+use crate::mysql::connection::{Access, Connection, Server, ident};
 use crate::mysql::{Consistency, MysqlSettings};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ const COMPARISONS: usize = 5;
 /// What all connections agree on.
 pub struct Instant {
     /// Connections that read at it.
-    pub readers: Vec<Reader>,
+    pub readers: Vec<Connection>,
     /// Holds off DDL (MySQL) while it lives.
     pub guard: Option<Connection>,
     /// Holds tables without transactions while it lives.
@@ -62,7 +62,7 @@ pub async fn take(
         settings.parallel.max(1)
     };
     for _ in 0..count {
-        let mut reader = access.reader(cx).await?;
+        let mut reader = access.connect(cx).await?;
         reader
             .run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             .await?;
@@ -113,7 +113,7 @@ impl Taking<'_> {
         &mut self,
         mut control: Connection,
         plain: Connection,
-        readers: &mut [Reader],
+        readers: &mut [Connection],
     ) -> Result<Instant> {
         control
             .run(format!(
@@ -136,7 +136,7 @@ impl Taking<'_> {
         &mut self,
         mut control: Connection,
         plain: Connection,
-        readers: &mut [Reader],
+        readers: &mut [Connection],
     ) -> Result<Instant> {
         if let Err(error) = control.run("LOCK INSTANCE FOR BACKUP").await {
             self.warnings.push(format!(
@@ -161,7 +161,7 @@ impl Taking<'_> {
         &mut self,
         control: &mut Connection,
         plain: Connection,
-        readers: &mut [Reader],
+        readers: &mut [Connection],
         release: &str,
     ) -> Result<Instant> {
         let begun = std::time::Instant::now();
@@ -226,7 +226,7 @@ impl Taking<'_> {
         &mut self,
         control: &mut Connection,
         mut plain: Connection,
-        readers: &mut [Reader],
+        readers: &mut [Connection],
     ) -> Result<Instant> {
         start_all(readers).await?;
         let at = self.cx.clock.now();
@@ -286,7 +286,7 @@ impl Taking<'_> {
         }
     }
 
-    async fn position(&mut self, control: &mut Connection<impl Link>) -> Option<String> {
+    async fn position(&mut self, control: &mut Connection) -> Option<String> {
         if !self.server.binary_log {
             return None;
         }
@@ -323,11 +323,7 @@ impl Taking<'_> {
     }
 
     /// Names, with what shows that somebody altered them meanwhile.
-    async fn tables(
-        &self,
-        control: &mut Connection<impl Link>,
-        databases: &[String],
-    ) -> Result<Vec<Table>> {
+    async fn tables(&self, control: &mut Connection, databases: &[String]) -> Result<Vec<Table>> {
         let mut tables = catalogue::tables(control, databases, self.filter).await?;
         if self.server.is_maria() {
             let partitions = catalogue::partitions(control, None).await;
@@ -344,7 +340,7 @@ impl Taking<'_> {
     /// Sequences are in no transaction.
     async fn sequences(
         &self,
-        control: &mut Connection<impl Link>,
+        control: &mut Connection,
         tables: &[Table],
     ) -> Result<BTreeMap<(String, String), (String, String)>> {
         let mut values = BTreeMap::new();
@@ -369,7 +365,7 @@ impl Taking<'_> {
     }
 
     /// No lock: all start, and the binary log's position before and after must be the same.
-    async fn compared(&mut self, access: &Access, mut readers: Vec<Reader>) -> Result<Instant> {
+    async fn compared(&mut self, access: &Access, mut readers: Vec<Connection>) -> Result<Instant> {
         let mut control = access.connect(self.cx).await?;
         for _ in 0..COMPARISONS {
             let before = self.position(&mut control).await;
@@ -400,7 +396,7 @@ impl Taking<'_> {
     }
 
     /// One connection, one snapshot.
-    async fn alone(&mut self, mut readers: Vec<Reader>) -> Result<Instant> {
+    async fn alone(&mut self, mut readers: Vec<Connection>) -> Result<Instant> {
         start_all(&mut readers).await?;
         let at = self.cx.clock.now();
         let Some(mut reader) = readers.pop() else {
@@ -418,7 +414,7 @@ impl Taking<'_> {
 
     async fn unlocked(
         &mut self,
-        control: &mut Connection<impl Link>,
+        control: &mut Connection,
         at: Timestamp,
         consistency: &'static str,
         position: Option<String>,
@@ -466,7 +462,7 @@ impl Running {
     }
 }
 
-async fn start_all(readers: &mut [Reader]) -> Result<()> {
+async fn start_all(readers: &mut [Connection]) -> Result<()> {
     let starts = readers
         .iter_mut()
         .map(|reader| reader.run("START TRANSACTION /*!40100 WITH CONSISTENT SNAPSHOT */"));

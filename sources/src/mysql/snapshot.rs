@@ -4,7 +4,7 @@ mod readers;
 
 use crate::mysql::accounts::{self, Accounts};
 use crate::mysql::catalogue::{self, Named, Table, TableKind};
-use crate::mysql::connection::{Connection, Reader, Server};
+use crate::mysql::connection::{Connection, Server};
 use crate::mysql::lock::{self, Instant};
 use crate::mysql::mark;
 use crate::mysql::{
@@ -159,7 +159,7 @@ impl Snapshot for MysqlSnapshot {
             plain_tables,
             ..
         } = self.instant;
-        let readers = futures::future::join_all(readers.into_iter().map(Reader::end));
+        let readers = futures::future::join_all(readers.into_iter().map(Connection::end));
         let others = guard
             .into_iter()
             .chain(plain_tables)

@@ -5,12 +5,8 @@
 
 use crate::mysql::connection::{Connection, ident, number_of};
 use crate::mysql::lexer::{CreateTable, Statement, behind_quote, outside_quotes, quoted_names};
-use bytes::Bytes;
-use futures::StreamExt;
+use crate::mysql::wire;
 use std::collections::HashMap;
-
-/// How much of a segment travels in one packet.
-const PACKET_BYTES: usize = 128 << 10;
 
 /// What a column's field becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,24 +196,15 @@ fn cell<'a>(rest: &'a [u8], via: Via, out: &mut Vec<u8>) -> Option<&'a [u8]> {
 }
 
 /// Loads it. The rows that the server took; nothing when it took them otherwise than they are, and they were taken back.
-pub async fn run(
-    connection: &mut Connection,
-    load: Load,
-) -> std::result::Result<Option<u64>, mysql_async::Error> {
-    let data = Bytes::from(load.data);
-    let pieces: Vec<_> = (0..data.len())
-        .step_by(PACKET_BYTES)
-        .map(|from| Ok(data.slice(from..data.len().min(from + PACKET_BYTES))))
-        .collect();
-    connection
-        .conn
-        .set_infile_handler(async move { Ok(futures::stream::iter(pieces).boxed()) });
+pub async fn run(connection: &mut Connection, load: Load) -> wire::Result<Option<u64>> {
     connection.run_counted(b"START TRANSACTION").await?;
-    let (_, warnings) = connection.run_counted(load.sql.as_bytes()).await?;
-    let info = connection.conn.info().into_owned();
-    if warnings == 0
-        && number_of(&info, "Records: ") == Some(load.rows)
-        && number_of(&info, "Skipped: ") == Some(0)
+    let told = connection
+        .conn
+        .ask_with(load.sql.as_bytes(), Some(&load.data))
+        .await?;
+    if told.warnings == 0
+        && number_of(&told.info, "Records: ") == Some(load.rows)
+        && number_of(&told.info, "Skipped: ") == Some(0)
     {
         connection.run_counted(b"COMMIT").await?;
         return Ok(Some(load.rows));

@@ -4,6 +4,7 @@ use super::{Count, Made, Restoring, body_of, local, stops};
 use crate::mysql::connection::{self, Connection, ident, number_of};
 use crate::mysql::lexer::{Splitter, Statement};
 use crate::mysql::statement::Rows;
+use crate::mysql::wire;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Input, Member, Members, Stage};
@@ -299,13 +300,12 @@ impl Worker<'_> {
     ) -> std::result::Result<u64, Tried> {
         let (rows, warnings) = if made.merged {
             let replace = [b"REPLACE", &sql[b"INSERT".len()..]].concat();
-            let (affected, warnings) = connection.run_counted(&replace).await?;
-            (
-                number_of(&connection.conn.info(), "Records: ").unwrap_or(affected.min(1)),
-                warnings,
-            )
+            let told = connection.run_counted(&replace).await?;
+            let records = number_of(&told.info, "Records: ");
+            (records.unwrap_or(told.affected.min(1)), told.warnings)
         } else {
-            connection.run_counted(sql).await?
+            let told = connection.run_counted(sql).await?;
+            (told.affected, told.warnings)
         };
         if warnings > 0 {
             self.only_harmless(connection, made, usize::from(warnings))
@@ -365,18 +365,18 @@ pub(super) fn too_large(bytes: usize, packet: usize) -> Error {
 }
 
 /// Whether another's lock was in the way.
-pub(super) fn is_lock(error: &mysql_async::Error) -> bool {
+pub(super) fn is_lock(error: &wire::Error) -> bool {
     matches!(connection::code(error), Some(DEADLOCK | LOCK_WAIT))
 }
 
 /// Why a transaction did not come to its end.
 enum Tried {
-    Server(mysql_async::Error),
+    Server(wire::Error),
     Ours(Error),
 }
 
-impl From<mysql_async::Error> for Tried {
-    fn from(error: mysql_async::Error) -> Self {
+impl From<wire::Error> for Tried {
+    fn from(error: wire::Error) -> Self {
         Self::Server(error)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{hash_of, is_the_runs};
 use crate::mysql::catalogue::{self, Shape, Table};
-use crate::mysql::connection::{Reader, Server};
+use crate::mysql::connection::{Connection, Server};
 use crate::mysql::{ddl, dump};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
@@ -104,7 +104,7 @@ impl Reading {
     }
 
     /// Reads them over all connections, each on a task of its own, and gives the connections back.
-    pub(super) async fn run(self, readers: Vec<Reader>) -> (Vec<Reader>, Result<Notes>) {
+    pub(super) async fn run(self, readers: Vec<Connection>) -> (Vec<Connection>, Result<Notes>) {
         let mut tasks = JoinSet::new();
         for mut reader in readers {
             let reading = self.clone();
@@ -149,7 +149,7 @@ impl Reading {
     }
 
     /// Ends when nothing is left, or when its connection is lost.
-    async fn on(&self, reader: &mut Reader) -> Result<()> {
+    async fn on(&self, reader: &mut Connection) -> Result<()> {
         while let Some(run) = self.sharing.take().await {
             let outcome = self.one_run(reader, run).await;
             self.sharing.ended();
@@ -161,7 +161,7 @@ impl Reading {
     }
 
     /// One lane. Says whether the connection lives. As soon as a table has passed the border, the rest of its run is for whoever is free.
-    async fn one_run(&self, reader: &mut Reader, run: Run<NamedTable>) -> Result<bool> {
+    async fn one_run(&self, reader: &mut Connection, run: Run<NamedTable>) -> Result<bool> {
         let mut lane = self.out.lane("data").await?;
         let mut run = Some(run);
         while let Some((_, table)) = run.as_mut().and_then(Run::pop_front) {
@@ -198,7 +198,7 @@ impl Reading {
 
     async fn table(
         &self,
-        reader: &mut Reader,
+        reader: &mut Connection,
         lane: &mut Lane,
         table: &Table,
         run: &mut Option<Run<NamedTable>>,
@@ -224,7 +224,7 @@ impl Reading {
     }
 
     /// DDL during the dump is found: some of it is silent to a snapshot (a dropped partition, a column added in place).
-    async fn unchanged(&self, reader: &mut Reader, table: &Table) -> Result<()> {
+    async fn unchanged(&self, reader: &mut Connection, table: &Table) -> Result<()> {
         let altered = || {
             Error::new(
                 ErrorKind::Unreachable,

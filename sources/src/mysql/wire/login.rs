@@ -1,24 +1,18 @@
 //! From a socket to a session: greeting, encryption, proof of the password.
 //!
-//! Pages of the protocol: "Connection Phase", "Caching SHA-2 Pluggable Authentication". Scrambles and keys are the work of the driver's own library.
+//! Pages of the protocol: "Connection Phase", "Caching SHA-2 Pluggable Authentication". Scrambles and keys are `mysql_common`'s work.
 
-use super::{ERROR, OK, Wire, failed, said};
+use super::{ERROR, OK, Result, Wire, said, tls};
 use crate::mysql::Tls;
 use crate::mysql::connection::Access;
-use mysql_async::{DriverError, Error};
+use bk_core::ErrorKind;
 use mysql_common::constants::CapabilityFlags;
 use mysql_common::io::ParseBuf;
 use mysql_common::packets::{
     AuthPlugin, AuthSwitchRequest, HandshakePacket, HandshakeResponse, SslRequest,
 };
 use mysql_common::proto::MySerialize;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -30,10 +24,10 @@ const PUBLIC_KEY_REQUEST: u8 = 2;
 const FAST_PROOF_IS_ENOUGH: u8 = 3;
 const FULL_PROOF: u8 = 4;
 
-pub(super) async fn connect(access: &Access) -> Result<Wire, Error> {
+pub(super) async fn connect(access: &Access) -> Result<Wire> {
     let mut login = Login {
         wire: match &access.socket {
-            Some(path) => Wire::over(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
+            Some(path) => Wire::over(Box::new(UnixStream::connect(path).await?)),
             None => Wire::over(Box::new(tcp(&access.host, access.port).await?)),
         },
         // What a socket carries does not leave the machine.
@@ -47,15 +41,14 @@ pub(super) async fn connect(access: &Access) -> Result<Wire, Error> {
     Ok(login.wire)
 }
 
-/// A peer that is gone without a word is noticed, as by the driver.
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, Error> {
+/// A peer that is gone without a word is noticed.
+async fn tcp(host: &str, port: u16) -> Result<TcpStream> {
     const SILENCE: Duration = Duration::from_mins(1);
-    let stream = TcpStream::connect((host, port)).await.map_err(failed)?;
+    let stream = TcpStream::connect((host, port)).await?;
     let keepalive = socket2::TcpKeepalive::new().with_time(SILENCE);
     socket2::SockRef::from(&stream)
         .set_tcp_keepalive(&keepalive)
-        .and_then(|()| stream.set_nodelay(true))
-        .map_err(failed)?;
+        .and_then(|()| stream.set_nodelay(true))?;
     Ok(stream)
 }
 
@@ -69,13 +62,13 @@ struct Login {
 
 impl Login {
     /// The server's greeting and our answer, with encryption between them.
-    async fn greet(&mut self, access: &Access) -> Result<(), Error> {
+    async fn greet(&mut self, access: &Access) -> Result<()> {
         let place = self.wire.packet().await?;
         let packet = self.wire.bytes(&place);
         if packet.first() == Some(&ERROR) {
             return Err(said(packet));
         }
-        let greeting: HandshakePacket<'_> = ParseBuf(packet).parse(()).map_err(failed)?;
+        let greeting: HandshakePacket<'_> = ParseBuf(packet).parse(())?;
         self.nonce = greeting.nonce();
         if greeting.auth_plugin() == Some(AuthPlugin::CachingSha2Password) {
             self.plugin = AuthPlugin::CachingSha2Password;
@@ -85,6 +78,8 @@ impl Login {
             | CapabilityFlags::CLIENT_SECURE_CONNECTION
             | CapabilityFlags::CLIENT_LONG_PASSWORD
             | CapabilityFlags::CLIENT_TRANSACTIONS
+            | CapabilityFlags::CLIENT_LOCAL_FILES
+            | CapabilityFlags::CLIENT_MULTI_RESULTS
             | CapabilityFlags::CLIENT_PLUGIN_AUTH;
         let mut ours = wanted & known;
         if access.tls != Tls::Off && access.socket.is_none() {
@@ -92,7 +87,10 @@ impl Login {
                 ours |= CapabilityFlags::CLIENT_SSL;
                 self.encrypt(access, ours).await?;
             } else if access.tls != Tls::Prefer {
-                return Err(DriverError::NoClientSslFlagFromServer.into());
+                let what = "the server offers no encryption, and `tls` asks for it";
+                return Err(bk_core::Error::new(ErrorKind::Unreachable, what)
+                    .hint("ssl_cert and ssl_key in the server's settings turn it on")
+                    .into());
             }
         }
         let proof = self.plugin.gen_data(Some(&self.password), &self.nonce);
@@ -108,32 +106,30 @@ impl Login {
         );
         let mut payload = Vec::new();
         response.serialize(&mut payload);
-        self.wire.send(&payload).await
+        self.wire.send(&payload[..]).await
     }
 
-    async fn encrypt(&mut self, access: &Access, ours: CapabilityFlags) -> Result<(), Error> {
+    async fn encrypt(&mut self, access: &Access, ours: CapabilityFlags) -> Result<()> {
         let mut payload = Vec::new();
         SslRequest::new(ours, super::ROW_MAX_BYTES as u32, UTF8MB4_GENERAL_CI)
             .serialize(&mut payload);
-        self.wire.send(&payload).await?;
+        self.wire.send(&payload[..]).await?;
         // Bytes that came before the encryption did would be taken for encrypted ones.
         if !self.wire.received.is_empty() {
             return Err(self.wire.lost("bytes before the encryption"));
         }
-        let bad = |e: rustls::Error| failed(std::io::Error::other(e));
-        let config = client(access).await.map_err(bad)?;
-        let name = ServerName::try_from(access.host.clone())
-            .map_err(|e| failed(std::io::Error::other(e)))?;
+        let config = tls::client(access).await?;
+        let name = ServerName::try_from(access.host.clone()).map_err(std::io::Error::other)?;
         let plain = std::mem::replace(&mut self.wire.stream, Box::new(tokio::io::empty()));
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let encrypted = connector.connect(name, plain).await.map_err(failed)?;
+        let encrypted = connector.connect(name, plain).await?;
         self.wire.stream = Box::new(encrypted);
         self.secret_may_pass = true;
         Ok(())
     }
 
     /// Answers what the server asks until it says yes or no.
-    async fn prove(&mut self) -> Result<(), Error> {
+    async fn prove(&mut self) -> Result<()> {
         let mut switched = false;
         loop {
             let place = self.wire.packet().await?;
@@ -143,8 +139,7 @@ impl Login {
                 [ERROR, ..] => return Err(said(&packet)),
                 [SWITCH, ..] if !switched => {
                     switched = true;
-                    let asked: AuthSwitchRequest<'_> =
-                        ParseBuf(&packet).parse(()).map_err(failed)?;
+                    let asked: AuthSwitchRequest<'_> = ParseBuf(&packet).parse(())?;
                     self.nonce = asked.plugin_data().to_vec();
                     self.plugin = asked.auth_plugin().into_owned();
                     self.answer_switch().await?;
@@ -156,7 +151,7 @@ impl Login {
                 salt if matches!(self.plugin, AuthPlugin::MariadbParsec { .. }) => {
                     let salt = salt.strip_prefix(&[MORE]).unwrap_or(salt);
                     if self.plugin.read_add_data(salt).is_none() {
-                        return Err(DriverError::InvalidParsecSalt.into());
+                        return Err(self.wire.lost("a login by parsec without its salt"));
                     }
                     self.send_proof().await?;
                 }
@@ -165,34 +160,38 @@ impl Login {
         }
     }
 
-    async fn answer_switch(&mut self) -> Result<(), Error> {
+    async fn answer_switch(&mut self) -> Result<()> {
         match &self.plugin {
-            AuthPlugin::MysqlOldPassword => Err(DriverError::MysqlOldPasswordDisabled.into()),
-            AuthPlugin::MysqlClearPassword => Err(DriverError::CleartextPluginDisabled.into()),
-            AuthPlugin::Other(name) => {
-                let name = String::from_utf8_lossy(name).into_owned();
-                Err(DriverError::UnknownAuthPlugin { name }.into())
-            }
             // An empty packet asks for the salt.
-            AuthPlugin::MariadbParsec { .. } => self.wire.send(&[]).await,
+            AuthPlugin::MariadbParsec { .. } => self.wire.send(&[][..]).await,
             AuthPlugin::MysqlNativePassword
             | AuthPlugin::CachingSha2Password
             | AuthPlugin::Ed25519 => self.send_proof().await,
+            // The first two would show the password to whoever asks.
+            AuthPlugin::MysqlOldPassword
+            | AuthPlugin::MysqlClearPassword
+            | AuthPlugin::Other(_) => {
+                let name = String::from_utf8_lossy(self.plugin.as_bytes()).into_owned();
+                let what = format!("this account logs in by `{name}`, which bk does not do");
+                Err(bk_core::Error::new(ErrorKind::Auth, what)
+                    .hint("make an account for bk that logs in by a password")
+                    .into())
+            }
         }
     }
 
-    async fn send_proof(&mut self) -> Result<(), Error> {
+    async fn send_proof(&mut self) -> Result<()> {
         let proof = self.plugin.gen_data(Some(&self.password), &self.nonce);
         self.wire.send(proof.as_deref().unwrap_or_default()).await
     }
 
     /// The server has no fast proof at hand and wants the password itself: as it is where nobody listens, else under the server's key.
-    async fn full_proof(&mut self) -> Result<(), Error> {
+    async fn full_proof(&mut self) -> Result<()> {
         let mut secret = [self.password.as_bytes(), &[0]].concat();
         if self.secret_may_pass {
-            return self.wire.send(&secret).await;
+            return self.wire.send(&secret[..]).await;
         }
-        self.wire.send(&[PUBLIC_KEY_REQUEST]).await?;
+        self.wire.send(&[PUBLIC_KEY_REQUEST][..]).await?;
         let place = self.wire.packet().await?;
         let key = match self.wire.bytes(&place) {
             [MORE, key @ ..] if key.starts_with(b"-----BEGIN PUBLIC KEY-----") => key.to_vec(),
@@ -203,92 +202,6 @@ impl Login {
             *byte ^= with;
         }
         let sealed = mysql_common::crypto::encrypt(&secret, &key);
-        self.wire.send(&sealed).await
-    }
-}
-
-/// As `tls` asks: no look at the certificate, a look at who signed it, or at its name too.
-async fn client(access: &Access) -> Result<ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    if let Some(path) = &access.ca {
-        let unread = |e: &dyn std::fmt::Display| {
-            rustls::Error::General(format!("`ca` {}: {e}", path.display()))
-        };
-        let pem = tokio::fs::read(path).await.map_err(|e| unread(&e))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            roots.add(certificate.map_err(|e| unread(&e))?)?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(|e| rustls::Error::General(e.to_string()))?;
-    let verifier = Verifier {
-        tls: access.tls,
-        verifier,
-    };
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
-}
-
-#[derive(Debug)]
-struct Verifier {
-    tls: Tls,
-    verifier: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = || {
-            self.verifier
-                .verify_server_cert(certificate, between, name, ocsp, now)
-        };
-        match self.tls {
-            Tls::Off | Tls::Prefer | Tls::Require => Ok(ServerCertVerified::assertion()),
-            Tls::Verify => verified(),
-            Tls::VerifyCa => match verified() {
-                Err(rustls::Error::InvalidCertificate(
-                    CertificateError::NotValidForName
-                    | CertificateError::NotValidForNameContext { .. },
-                )) => Ok(ServerCertVerified::assertion()),
-                other => other,
-            },
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier
-            .verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier
-            .verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.wire.send(&sealed[..]).await
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::mysql::connection::{Connection, number_of, unless_cancelled};
 use crate::mysql::restore::rows::is_lock;
+use crate::mysql::wire::{self, Told};
 use bk_core::error::{Result, bug};
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -25,7 +26,7 @@ pub(super) struct Loaded {
     pub(super) line: u64,
     pub(super) bytes: u64,
     pub(super) rows: u64,
-    pub(super) done: std::result::Result<Took, mysql_async::Error>,
+    pub(super) done: wire::Result<Took>,
 }
 
 /// What the server took.
@@ -119,11 +120,7 @@ impl Loader {
         }
     }
 
-    async fn load(
-        &mut self,
-        batch: &Batch,
-        is_maria: bool,
-    ) -> std::result::Result<Took, mysql_async::Error> {
+    async fn load(&mut self, batch: &Batch, is_maria: bool) -> wire::Result<Took> {
         if self.session != batch.session {
             for sql in batch.session.split('\n') {
                 self.connection.run_counted(sql.as_bytes()).await?;
@@ -146,9 +143,7 @@ impl Loader {
                 other => return other,
             }
         }
-        Err(mysql_async::Error::Other(
-            "a batch was never tried".to_owned().into(),
-        ))
+        Err(bk_core::error::bug("a batch was never tried").into())
     }
 }
 
@@ -157,10 +152,14 @@ pub(super) async fn insert(
     connection: &mut Connection,
     sql: &[u8],
     rows: Option<u64>,
-) -> std::result::Result<Took, mysql_async::Error> {
-    let (affected, count) = connection.run_counted(sql).await?;
+) -> wire::Result<Took> {
+    let Told {
+        affected,
+        warnings: count,
+        info,
+    } = connection.run_counted(sql).await?;
     // REPLACE and ON DUPLICATE KEY count what they changed as well; of several rows the server says how many there were.
-    let records = number_of(&connection.conn.info(), "Records: ");
+    let records = number_of(&info, "Records: ");
     let replaces = affected > rows.unwrap_or(affected);
     let rows = if replaces {
         records.or(rows).unwrap_or(affected)
@@ -169,13 +168,9 @@ pub(super) async fn insert(
     };
     let mut warnings = Vec::new();
     if count > 0 {
-        let shown: Vec<mysql_async::Row> =
-            mysql_async::prelude::Queryable::query(&mut connection.conn, "SHOW WARNINGS").await?;
-        for row in shown {
-            warnings.push((
-                row.get(1).unwrap_or_default(),
-                row.get(2).unwrap_or_default(),
-            ));
+        for row in connection.conn.all(b"SHOW WARNINGS").await? {
+            let code = row.word(1).parse().unwrap_or_default();
+            warnings.push((code, row.word(2)));
         }
     }
     Ok(Took { rows, warnings })

@@ -10,6 +10,7 @@ use crate::mysql::mark::Where;
 use crate::mysql::part;
 use crate::mysql::restore::{Made, Restoring};
 use crate::mysql::statement::{Name, Rows, What};
+use crate::mysql::wire;
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::source::{Input, Selected, Stage};
 use std::collections::BTreeSet;
@@ -407,7 +408,7 @@ impl Replay<'_, '_> {
     }
 
     /// A statement on the main connection, unless the run is stopped.
-    async fn on_main(&mut self, sql: &[u8]) -> std::result::Result<(), mysql_async::Error> {
+    async fn on_main(&mut self, sql: &[u8]) -> wire::Result<()> {
         unless_cancelled(&self.restoring.cx.cancel, self.main.run_of_script(sql)).await
     }
 
@@ -669,8 +670,8 @@ impl Replay<'_, '_> {
 }
 
 /// The server's refusal of one statement; anything else ends the restore.
-fn refusal(error: mysql_async::Error) -> Result<Error> {
-    let is_servers = matches!(error, mysql_async::Error::Server(_));
+fn refusal(error: wire::Error) -> Result<Error> {
+    let is_servers = matches!(error, wire::Error::Server(_));
     let error = connection::error(error);
     if is_servers && !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::Auth) {
         Ok(error)

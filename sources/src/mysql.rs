@@ -111,9 +111,9 @@ pub enum Tls {
     Off,
     /// Encrypted, the certificate not checked.
     Require,
-    /// Encrypted, the certificate signed by `ca`.
+    /// Encrypted, the certificate signed by `ca`, whatever name it bears.
     VerifyCa,
-    /// The same, and the certificate names `host`.
+    /// Encrypted, the certificate names `host`, and is signed by `ca` or, without one, by a public authority.
     Verify,
 }
 
@@ -189,6 +189,13 @@ impl Mysql {
         }
         if parsed.parallel == 0 {
             return Err(settings.fault("parallel", "is 0", Some("use 1 or more")));
+        }
+        if parsed.tls == Tls::VerifyCa && parsed.ca.is_none() {
+            return Err(settings.fault(
+                "tls",
+                "is \"verify-ca\", and no `ca` says whose signature counts",
+                Some("name the server's authority in `ca`, or set tls = \"verify\""),
+            ));
         }
         let filter = catalogue::Filter::new(parsed.databases.clone(), parsed.exclude.clone())
             .map_err(|e| {

@@ -114,6 +114,15 @@ async fn a_server_with_a_certificate_of_its_name_is_believed() {
     .await;
     logs_in(&server, "strict", "").await;
     refused(&server, "strict", "tls = \"verify\"\n", "UnknownIssuer").await;
+    let other = rcgen::KeyPair::generate().unwrap();
+    let other = rcgen::CertificateParams::new(Vec::new())
+        .unwrap()
+        .self_signed(&other)
+        .unwrap();
+    let other = file("other.pem", other.pem());
+    let with = |tls: &str| format!("tls = \"{tls}\"\nca = \"{other}\"\n");
+    refused(&server, "strict", &with("verify"), "BadSignature").await;
+    refused(&server, "strict", &with("verify-ca"), "BadSignature").await;
     refused(
         &server,
         "strict",
@@ -148,7 +157,13 @@ async fn accounts_of_mysql_log_in() {
     logs_in(&server, "strict", &format!("tls = \"verify-ca\"\n{ca}")).await;
     refused(&server, "strict", "tls = \"off\"\n", "1045").await;
     // Its certificate is of its own making, and bears another name.
-    refused(&server, "sha", "tls = \"verify-ca\"\n", "UnknownIssuer").await;
+    refused(
+        &server,
+        "sha",
+        "tls = \"verify-ca\"\n",
+        "whose signature counts",
+    )
+    .await;
     refused(
         &server,
         "sha",

@@ -121,20 +121,28 @@ impl Budget {
         Ok(Reserved { _permit: permit })
     }
 
+    /// Beyond it nothing is held whole.
+    pub fn largest_record(&self) -> u64 {
+        self.max_record_bytes.max(self.record_bytes)
+    }
+
+    /// Why a body of `bytes` is not.
+    pub fn too_large(&self, bytes: u64) -> Error {
+        let max = self.max_record_bytes;
+        Error::new(
+            crate::ErrorKind::Unsupported,
+            format!("a single record of {bytes} bytes is larger than `archive.max_record` ({max})"),
+        )
+        .hint(format!(
+            "set `archive.max_record` above {bytes}, with as much free memory"
+        ))
+    }
+
     /// Room for a body of `bytes` that is held whole. One task holds one reservation at a time.
     pub async fn reserve(&self, bytes: u64) -> Result<Reserved> {
         let closed = |_| bug("the memory budget was closed");
-        if bytes > self.max_record_bytes.max(self.record_bytes) {
-            return Err(Error::new(
-                crate::ErrorKind::Unsupported,
-                format!(
-                    "a single record of {bytes} bytes is larger than `archive.max_record` ({})",
-                    self.max_record_bytes
-                ),
-            )
-            .hint(format!(
-                "set `archive.max_record` above {bytes}, with as much free memory"
-            )));
+        if bytes > self.largest_record() {
+            return Err(self.too_large(bytes));
         }
         let permit = if bytes <= self.record_bytes {
             self.records

@@ -137,6 +137,16 @@ impl Output {
         }
     }
 
+    /// Beyond it `reserve` refuses: what is larger need not be gathered first.
+    pub fn largest_record(&self) -> u64 {
+        self.0.entrance.budget().largest_record()
+    }
+
+    /// Why a record of `bytes` is refused.
+    pub fn too_large(&self, bytes: u64) -> Error {
+        self.0.entrance.budget().too_large(bytes)
+    }
+
     /// Ends a unit in this stage, once, with the source's own count.
     pub async fn end(&self, group: &str, name: &str, count: Counted) -> Result<()> {
         let line = {

@@ -1,6 +1,6 @@
 //! Connections: how to reach the server, what each session sets, what the server's errors mean.
 
-use crate::mysql::wire::{self, Told, Wire};
+use crate::mysql::wire::{self, Secrets, Told, Wire};
 use crate::mysql::{MysqlSettings, Tls};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
@@ -76,19 +76,27 @@ impl Access {
         }
     }
 
-    /// Empty where there is none.
-    pub(super) async fn password(&self) -> Result<String> {
-        match &self.password {
-            Some(secret) => secret.reveal().await,
-            None => Ok(String::new()),
-        }
+    async fn secrets(&self) -> Result<Secrets> {
+        let encrypted = self.tls != Tls::Off && self.socket.is_none();
+        Ok(Secrets {
+            password: match &self.password {
+                Some(secret) => secret.reveal().await?,
+                None => String::new(),
+            },
+            tls: if encrypted {
+                Some(wire::tls::client(self).await?)
+            } else {
+                None
+            },
+        })
     }
 
     /// A session that reads stored bytes as they are, in UTC, and is never thrown out for waiting on a slow archive.
     pub async fn connect(&self, cx: &Context) -> Result<Connection> {
         let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 10 s");
-        let opening = tokio::time::timeout(CONNECT_LIMIT, Wire::connect(self));
         let opened = unless_cancelled(&cx.cancel, async {
+            let secrets = self.secrets().await?;
+            let opening = tokio::time::timeout(CONNECT_LIMIT, Wire::connect(self, secrets));
             opening.await.unwrap_or_else(|_| Err(late().into()))
         })
         .await;
@@ -324,6 +332,7 @@ pub fn error(cause: wire::Error) -> Error {
     let kind = match &cause {
         wire::Error::Server(server) => kind_of(server.code),
         wire::Error::Io(_) => ErrorKind::Unreachable,
+        wire::Error::RowTooLarge(_) => ErrorKind::Unsupported,
         wire::Error::Ours(_) => ErrorKind::Bug,
     };
     let failure = match cause {

@@ -8,7 +8,7 @@ use crate::mysql::catalogue::{Shape, Table, TableKind, select};
 use crate::mysql::connection::{Connection, ident};
 use crate::mysql::ddl::{DATA_PREAMBLE, HISTORY_PREAMBLE, PREAMBLE, use_database};
 use crate::mysql::literal::Literal;
-use crate::mysql::wire::Row;
+use crate::mysql::wire::{self, Row};
 use bk_core::context::Context;
 use bk_core::error::Result;
 use bk_core::name::MemberPath;
@@ -46,13 +46,18 @@ pub async fn table(
     mut written: impl FnMut(u64) + Send,
 ) -> Result<Read> {
     let sql = select(table, &shape.columns, shape.key.as_ref());
-    let refused = |e| crate::mysql::refused("reading", e);
+    let refused = |error| match error {
+        wire::Error::RowTooLarge(bytes) => out.too_large(bytes).within("reading"),
+        error => crate::mysql::refused("reading", error),
+    };
+    reader.conn.limit_rows(out.largest_record());
     reader.conn.ask(sql.as_bytes()).await.map_err(refused)?;
     let mut cells = Vec::with_capacity(shape.columns.len());
     let mut segments = Segments::new(table, shape);
     let mut read = Read::default();
     while let Some(row) = reader.conn.row(&mut cells).await.map_err(refused)? {
         segments.row(shape, &row, &mut read);
+        reader.conn.free();
         read.rows += 1;
         if read.rows % ROWS_BETWEEN_LOOKS == 0 {
             cx.check_cancelled()?;
@@ -66,6 +71,20 @@ pub async fn table(
     segments.flush(lane, out, &mut read).await?;
     written(read.bytes);
     Ok(read)
+}
+
+/// Reads to the end of a table whose dump has failed: its connection, and the snapshot that it holds, are still wanted.
+pub async fn read_to_its_end(cx: &Context, connection: &mut Connection) {
+    let mut cells = Vec::new();
+    for n in 1_u64.. {
+        if n.is_multiple_of(ROWS_BETWEEN_LOOKS) && cx.check_cancelled().is_err() {
+            return;
+        }
+        match connection.conn.row(&mut cells).await {
+            Ok(Some(_)) | Err(wire::Error::RowTooLarge(_)) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
 }
 
 /// The segment that is being filled.

@@ -466,7 +466,9 @@ async fn start_all(readers: &mut [Connection]) -> Result<()> {
     let starts = readers
         .iter_mut()
         .map(|reader| reader.run("START TRANSACTION /*!40100 WITH CONSISTENT SNAPSHOT */"));
-    futures::future::try_join_all(starts).await.map(|_| ())
+    // All to their ends: who is left in the middle of an answer can be asked nothing more.
+    let started = futures::future::join_all(starts).await;
+    started.into_iter().collect()
 }
 
 /// Rights that a backup wants and the account lacks, each with what that costs.

@@ -5,11 +5,13 @@
 //! are `mysql_common`'s. Nothing is announced that is not needed: neither several statements at once nor compression.
 
 mod login;
-mod tls;
+pub mod tls;
 
 use crate::mysql::connection::{Access, Cells};
 use bytes::Buf;
+use rustls::ClientConfig;
 use std::ops::Range;
+use std::time::Duration;
 use std::{fmt, io};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -17,7 +19,11 @@ const READ_BYTES: usize = 256 << 10;
 /// A packet of this length goes on in the next one.
 const PART_BYTES: usize = (1 << 24) - 1;
 /// The largest row that a server sends.
-const ROW_MAX_BYTES: usize = 1 << 30;
+const ROW_MAX_BYTES: u64 = 1 << 30;
+/// How long is waited for the last words of a server that hung up.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// `ER_NOT_ALLOWED_COMMAND`.
+const NOT_ALLOWED: u16 = 1148;
 
 /// Bytes of a local file that go at once: the server's `max_allowed_packet` bounds them.
 const FILE_PART_BYTES: usize = 128 << 10;
@@ -39,6 +45,8 @@ pub enum Error {
     Server(ServerError),
     /// The connection, or what came over it.
     Io(io::Error),
+    /// A row of so many bytes, more than were asked for. The next one can be read.
+    RowTooLarge(u64),
     /// Nothing of the server's: the run was stopped, a setting cannot be read.
     Ours(bk_core::Error),
 }
@@ -60,6 +68,7 @@ impl fmt::Display for Error {
         match self {
             Self::Server(error) => write!(f, "error {}: {}", error.code, error.message),
             Self::Io(error) => write!(f, "{error}"),
+            Self::RowTooLarge(bytes) => write!(f, "a row of {bytes} bytes"),
             Self::Ours(error) => write!(f, "{error}"),
         }
     }
@@ -92,6 +101,14 @@ pub struct Told {
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
 
+/// What is read before a server is dialled: no server waits for a slow command that gives a password.
+pub struct Secrets {
+    /// Empty where there is none.
+    pub password: String,
+    /// Nothing where nothing is to be encrypted.
+    pub tls: Option<ClientConfig>,
+}
+
 /// A connection, logged in.
 pub struct Wire {
     stream: Box<dyn Stream>,
@@ -105,6 +122,10 @@ pub struct Wire {
     columns: Option<usize>,
     /// Another answer follows this one.
     more: bool,
+    /// Rows beyond it are read and not kept.
+    row_limit: u64,
+    /// A packet is on its way. Still so when the next is wanted: whoever waited for it went away, and nobody knows what stands where.
+    underway: bool,
     broken: bool,
 }
 
@@ -113,6 +134,8 @@ pub struct Wire {
 enum Place {
     Buffer(Range<usize>),
     Joined,
+    /// Nowhere: it had so many bytes.
+    TooLarge(u64),
 }
 
 /// One row, and where its cells stand in it.
@@ -131,8 +154,8 @@ impl Row<'_> {
 
 impl Wire {
     /// Connects and logs in.
-    pub async fn connect(access: &Access) -> Result<Self> {
-        login::connect(access).await
+    pub async fn connect(access: &Access, secrets: Secrets) -> Result<Self> {
+        login::connect(access, secrets).await
     }
 
     fn over(stream: Box<dyn Stream>) -> Self {
@@ -144,6 +167,8 @@ impl Wire {
             sequence: 0,
             columns: None,
             more: false,
+            row_limit: ROW_MAX_BYTES,
+            underway: false,
             broken: false,
         }
     }
@@ -160,7 +185,14 @@ impl Wire {
 
     /// The same, for a statement that loads a local file: what it holds. No file of this machine is ever opened, whatever a server asks for.
     pub async fn ask_with(&mut self, sql: &[u8], file: Option<&[u8]>) -> Result<Told> {
-        self.skip().await?;
+        if self.broken || self.underway {
+            return Err(self.lost("it was left in the middle of an answer"));
+        }
+        match self.skip().await {
+            // An end of rows that nobody wanted.
+            Ok(()) | Err(Error::Server(_)) => {}
+            Err(error) => return Err(error),
+        }
         self.sequence = 0;
         self.send(Buf::chain(&[COM_QUERY][..], sql)).await?;
         self.answer(file).await
@@ -187,7 +219,12 @@ impl Wire {
                 return Box::pin(self.answer(None)).await;
             }
             (Some(&LOCAL_FILE), None) => {
-                return Err(self.lost("the server asked for a local file, and gets none"));
+                self.send(&[][..]).await?;
+                Box::pin(self.answer(None)).await?;
+                return Err(Error::Server(ServerError {
+                    code: NOT_ALLOWED,
+                    message: "a file of this machine was asked for, and none is sent".into(),
+                }));
             }
             _ => {}
         }
@@ -195,12 +232,15 @@ impl Wire {
         let Some(columns) = number(answer, &mut at) else {
             return Err(self.lost("an answer that has no number of columns"));
         };
-        for _ in 0..columns {
-            self.packet().await?;
-        }
-        let place = self.packet().await?;
-        if !is_end(self.bytes(&place)) {
-            return Err(self.lost("columns that have no end"));
+        for n in 0..=columns {
+            let place = self.packet().await?;
+            match self.bytes(&place) {
+                packet if packet.first() == Some(&ERROR) => return Err(said(packet)),
+                packet if n == columns && !is_end(packet) => {
+                    return Err(self.lost("columns that have no end"));
+                }
+                _ => {}
+            }
         }
         self.columns = Some(columns);
         Ok(Told::default())
@@ -215,6 +255,9 @@ impl Wire {
             return Ok(None);
         };
         let place = self.packet().await?;
+        if let Place::TooLarge(bytes) = place {
+            return Err(Error::RowTooLarge(bytes));
+        }
         let packet = self.bytes(&place);
         if is_end(packet) {
             self.more = status_of_end(packet) & MORE_ANSWERS != 0;
@@ -226,11 +269,23 @@ impl Wire {
             self.columns = None;
             return Err(error);
         }
-        if split(packet, cells).is_none() || cells.len() != columns {
+        if split(packet, columns, cells).is_none() {
             return Err(self.lost("a row that does not have the cells of its columns"));
         }
         let packet = self.bytes(&place);
         Ok(Some(Row { packet, cells }))
+    }
+
+    /// How large a row may be, from here on.
+    pub fn limit_rows(&mut self, bytes: u64) {
+        self.row_limit = bytes.min(ROW_MAX_BYTES);
+    }
+
+    /// Gives back the room of a large row.
+    pub fn free(&mut self) {
+        if self.joined.capacity() > READ_BYTES {
+            self.joined = Vec::new();
+        }
     }
 
     /// A statement and all rows of its first answer.
@@ -264,7 +319,13 @@ impl Wire {
     async fn skip(&mut self) -> Result<()> {
         let mut cells = Vec::new();
         loop {
-            while self.row(&mut cells).await?.is_some() {}
+            loop {
+                match self.row(&mut cells).await {
+                    Ok(Some(_)) | Err(Error::RowTooLarge(_)) => {}
+                    Ok(None) => break,
+                    Err(error) => return Err(error),
+                }
+            }
             if !self.more {
                 return Ok(());
             }
@@ -273,8 +334,18 @@ impl Wire {
     }
 
     async fn send(&mut self, payload: impl Buf) -> Result<()> {
-        let sent = self.send_packets(payload).await;
-        self.noting(sent)
+        self.underway = true;
+        let Err(error) = self.send_packets(payload).await else {
+            return Ok(());
+        };
+        self.broken = true;
+        // A server that takes no more, for its size or for a kill, has said why before it hung up.
+        match tokio::time::timeout(LAST_WORDS, self.read_packet()).await {
+            Ok(Ok(place)) if self.bytes(&place).first() == Some(&ERROR) => {
+                Err(said(self.bytes(&place)))
+            }
+            _ => Err(error.into()),
+        }
     }
 
     async fn send_packets(&mut self, mut payload: impl Buf) -> io::Result<()> {
@@ -292,35 +363,45 @@ impl Wire {
     }
 
     async fn packet(&mut self) -> Result<Place> {
+        self.underway = true;
         let read = self.read_packet().await;
-        self.noting(read)
+        self.broken |= read.is_err();
+        self.underway = false;
+        Ok(read?)
     }
 
     async fn read_packet(&mut self) -> io::Result<Place> {
-        if self.joined.capacity() > READ_BYTES {
-            self.joined = Vec::new();
-        }
+        self.free();
         self.joined.clear();
+        let mut bytes = 0;
         loop {
             let head = self.take(4).await?;
             let &[a, b, c, sequence] = &self.buffer[head] else {
                 return Err(invalid("a packet without a head"));
             };
-            if sequence != self.sequence {
-                return Err(invalid("a packet out of order"));
-            }
-            self.sequence = sequence.wrapping_add(1);
             let len = u32::from_le_bytes([a, b, c, 0]) as usize;
             let part = self.take(len).await?;
-            if len < PART_BYTES && self.joined.is_empty() {
+            if sequence != self.sequence {
+                // What a server says unasked, since it ends the connection, has a number of its own.
+                if self.buffer[part.clone()].first() != Some(&ERROR) {
+                    return Err(invalid("a packet out of order"));
+                }
+                self.broken = true;
+            }
+            self.sequence = sequence.wrapping_add(1);
+            if len < PART_BYTES && bytes == 0 {
                 return Ok(Place::Buffer(part));
             }
-            self.joined.extend_from_slice(&self.buffer[part]);
-            if len < PART_BYTES {
-                return Ok(Place::Joined);
+            bytes += len as u64;
+            if bytes <= self.row_limit {
+                self.joined.extend_from_slice(&self.buffer[part]);
+            } else {
+                self.free();
             }
-            if self.joined.len() > ROW_MAX_BYTES {
-                return Err(invalid("a packet of over 1 GiB"));
+            match (len < PART_BYTES, bytes <= self.row_limit) {
+                (false, _) => {}
+                (true, true) => return Ok(Place::Joined),
+                (true, false) => return Ok(Place::TooLarge(bytes)),
             }
         }
     }
@@ -360,12 +441,8 @@ impl Wire {
         match place {
             Place::Buffer(range) => &self.buffer[range.clone()],
             Place::Joined => &self.joined,
+            Place::TooLarge(_) => &[],
         }
-    }
-
-    fn noting<T>(&mut self, done: io::Result<T>) -> Result<T> {
-        self.broken |= done.is_err();
-        Ok(done?)
     }
 
     /// What came is not what the protocol says: nothing after it could be trusted.
@@ -451,11 +528,11 @@ fn number(bytes: &[u8], at: &mut usize) -> Option<usize> {
 }
 
 /// Finds the cells of a row: nothing else may stand in it.
-fn split(packet: &[u8], cells: &mut Vec<Option<Range<usize>>>) -> Option<()> {
+fn split(packet: &[u8], columns: usize, cells: &mut Vec<Option<Range<usize>>>) -> Option<()> {
     cells.clear();
     let mut at = 0;
-    while let Some(first) = packet.get(at) {
-        if *first == NULL {
+    for _ in 0..columns {
+        if *packet.get(at)? == NULL {
             cells.push(None);
             at += 1;
             continue;
@@ -465,7 +542,7 @@ fn split(packet: &[u8], cells: &mut Vec<Option<Range<usize>>>) -> Option<()> {
         cells.push(Some(at..end));
         at = end;
     }
-    Some(())
+    (at == packet.len()).then_some(())
 }
 
 #[cfg(test)]
@@ -595,7 +672,7 @@ mod tests {
     async fn what_the_protocol_does_not_say_is_an_error() {
         let end: &[u8] = &[END, 0, 0, 0, 0];
         for (answer, what) in [
-            (vec![&[LOCAL_FILE, b'/', b'x'][..]], "a local file"),
+            (vec![&[2][..], b"column", &[ERROR, 1, 4, b'!']], "1025"),
             (vec![&[1], b"column", end, &[5, b'a']], "the cells"),
             (vec![&[1], b"column", end, &[1, b'a', NULL]], "the cells"),
             (vec![&[1], b"column", b"none"], "no end"),
@@ -610,6 +687,48 @@ mod tests {
             assert!(error.contains(what), "{error}");
             assert_eq!(wire.is_broken(), what != "1025");
         }
+    }
+
+    #[tokio::test]
+    async fn a_row_that_is_too_large_is_named_and_the_next_one_read() {
+        let end = [END, 0, 0, 0, 0];
+        let part = vec![b'x'; PART_BYTES];
+        let mut wire = wire(
+            &[&[1], b"column", &end, &part, b"end", &[1, b'1'], &end],
+            1 << 20,
+        );
+        wire.limit_rows(PART_BYTES as u64);
+        wire.ask(b"SELECT").await.unwrap();
+        let mut cells = Vec::new();
+        let error = wire.row(&mut cells).await.err();
+        let bytes = PART_BYTES as u64 + 3;
+        assert!(
+            matches!(error, Some(Error::RowTooLarge(b)) if b == bytes),
+            "{error:?}"
+        );
+        let row = wire.row(&mut cells).await.unwrap().unwrap();
+        assert_eq!(row.cell(0), Some(&b"1"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_left_in_the_middle_of_an_answer_is_not_used_again() {
+        let (silent, _other) = tokio::io::duplex(1 << 10);
+        let mut wire = Wire::over(Box::new(silent));
+        let left = tokio::time::timeout(Duration::ZERO, wire.run(b"START TRANSACTION")).await;
+        assert!(left.is_err());
+        let error = wire.run(b"SELECT").await.unwrap_err().to_string();
+        assert!(error.contains("in the middle of an answer"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_server_that_hangs_up_are_heard() {
+        let words = [&[ERROR, 0xBF, 0x0F][..], b"goodbye"].concat();
+        let mut said = (words.len() as u32).to_le_bytes().to_vec();
+        said.extend(&words);
+        let mut wire = Wire::over(Box::new(Said(said, 1000)));
+        let error = wire.run(b"SELECT").await.unwrap_err().to_string();
+        assert_eq!(error, "error 4031: goodbye");
+        assert!(wire.is_broken());
     }
 
     #[tokio::test]
@@ -638,6 +757,17 @@ mod tests {
         let sent = sent.lock().unwrap();
         assert_eq!(&sent[..5], [0xFF, 0xFF, 0xFF, 0, COM_QUERY]);
         assert_eq!(&sent[4 + PART_BYTES..], [0, 0, 0, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_asks_for_a_local_file_gets_none() {
+        let mut said = packets(&[&[LOCAL_FILE, b'/', b'x']]);
+        // Between the two stands our empty packet.
+        said.extend([7, 0, 0, 3, OK, 0, 0, 2, 0, 0, 0]);
+        let mut wire = Wire::over(Box::new(Said(said, 1000)));
+        let error = wire.run(b"SELECT").await.unwrap_err().to_string();
+        assert!(error.contains("none is sent"), "{error}");
+        assert!(!wire.is_broken());
     }
 
     #[tokio::test]

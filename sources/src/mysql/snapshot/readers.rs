@@ -178,6 +178,7 @@ impl Reading {
                 }
                 Err(error) if is_the_runs(&error) => return Err(error),
                 Err(error) => {
+                    dump::read_to_its_end(&self.cx, reader).await;
                     lost = reader.conn.is_broken() || reader.run("DO 0").await.is_err();
                     self.sharing.notes().broken.push(unit.clone());
                     self.out.fail(&unit.0, &unit.1, &error).await?;

@@ -2,7 +2,7 @@
 //!
 //! Pages of the protocol: "Connection Phase", "Caching SHA-2 Pluggable Authentication". Scrambles and keys are `mysql_common`'s work.
 
-use super::{ERROR, OK, Result, Wire, said, tls};
+use super::{ERROR, OK, Result, Secrets, Wire, said};
 use crate::mysql::Tls;
 use crate::mysql::connection::Access;
 use bk_core::ErrorKind;
@@ -12,6 +12,7 @@ use mysql_common::packets::{
     AuthPlugin, AuthSwitchRequest, HandshakePacket, HandshakeResponse, SslRequest,
 };
 use mysql_common::proto::MySerialize;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,12 @@ const PUBLIC_KEY_REQUEST: u8 = 2;
 const FAST_PROOF_IS_ENOUGH: u8 = 3;
 const FULL_PROOF: u8 = 4;
 
-pub(super) async fn connect(access: &Access) -> Result<Wire> {
+/// How many ways to log in a server may ask for, one after the other.
+const SWITCHES: usize = 8;
+/// The longest password that fits under a key of 2048 bits.
+const SEALED_MAX_BYTES: usize = 214;
+
+pub(super) async fn connect(access: &Access, secrets: Secrets) -> Result<Wire> {
     let mut login = Login {
         wire: match &access.socket {
             Some(path) => Wire::over(Box::new(UnixStream::connect(path).await?)),
@@ -32,11 +38,11 @@ pub(super) async fn connect(access: &Access) -> Result<Wire> {
         },
         // What a socket carries does not leave the machine.
         secret_may_pass: access.socket.is_some(),
-        password: access.password().await?,
+        password: secrets.password,
         nonce: Vec::new(),
         plugin: AuthPlugin::MysqlNativePassword,
     };
-    login.greet(access).await?;
+    login.greet(access, secrets.tls).await?;
     login.prove().await?;
     Ok(login.wire)
 }
@@ -62,7 +68,7 @@ struct Login {
 
 impl Login {
     /// The server's greeting and our answer, with encryption between them.
-    async fn greet(&mut self, access: &Access) -> Result<()> {
+    async fn greet(&mut self, access: &Access, tls: Option<ClientConfig>) -> Result<()> {
         let place = self.wire.packet().await?;
         let packet = self.wire.bytes(&place);
         if packet.first() == Some(&ERROR) {
@@ -82,10 +88,10 @@ impl Login {
             | CapabilityFlags::CLIENT_MULTI_RESULTS
             | CapabilityFlags::CLIENT_PLUGIN_AUTH;
         let mut ours = wanted & known;
-        if access.tls != Tls::Off && access.socket.is_none() {
+        if let Some(tls) = tls {
             if known.contains(CapabilityFlags::CLIENT_SSL) {
                 ours |= CapabilityFlags::CLIENT_SSL;
-                self.encrypt(access, ours).await?;
+                self.encrypt(access, tls, ours).await?;
             } else if access.tls != Tls::Prefer {
                 let what = "the server offers no encryption, and `tls` asks for it";
                 return Err(bk_core::Error::new(ErrorKind::Unreachable, what)
@@ -109,7 +115,12 @@ impl Login {
         self.wire.send(&payload[..]).await
     }
 
-    async fn encrypt(&mut self, access: &Access, ours: CapabilityFlags) -> Result<()> {
+    async fn encrypt(
+        &mut self,
+        access: &Access,
+        tls: ClientConfig,
+        ours: CapabilityFlags,
+    ) -> Result<()> {
         let mut payload = Vec::new();
         SslRequest::new(ours, super::ROW_MAX_BYTES as u32, UTF8MB4_GENERAL_CI)
             .serialize(&mut payload);
@@ -118,10 +129,9 @@ impl Login {
         if !self.wire.received.is_empty() {
             return Err(self.wire.lost("bytes before the encryption"));
         }
-        let config = tls::client(access).await?;
         let name = ServerName::try_from(access.host.clone()).map_err(std::io::Error::other)?;
         let plain = std::mem::replace(&mut self.wire.stream, Box::new(tokio::io::empty()));
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let encrypted = connector.connect(name, plain).await?;
         self.wire.stream = Box::new(encrypted);
         self.secret_may_pass = true;
@@ -130,17 +140,17 @@ impl Login {
 
     /// Answers what the server asks until it says yes or no.
     async fn prove(&mut self) -> Result<()> {
-        let mut switched = false;
+        let mut switches = 0;
         loop {
             let place = self.wire.packet().await?;
             let packet = self.wire.bytes(&place).to_vec();
             match packet.as_slice() {
                 [OK, ..] => return Ok(()),
                 [ERROR, ..] => return Err(said(&packet)),
-                [SWITCH, ..] if !switched => {
-                    switched = true;
+                [SWITCH, ..] if switches < SWITCHES => {
+                    switches += 1;
                     let asked: AuthSwitchRequest<'_> = ParseBuf(&packet).parse(())?;
-                    self.nonce = asked.plugin_data().to_vec();
+                    self.nonce = nonce(&packet);
                     self.plugin = asked.auth_plugin().into_owned();
                     self.answer_switch().await?;
                 }
@@ -191,6 +201,16 @@ impl Login {
         if self.secret_may_pass {
             return self.wire.send(&secret[..]).await;
         }
+        let unsealed = |why: &str| {
+            bk_core::Error::new(
+                ErrorKind::Auth,
+                format!("the password cannot be sealed: {why}"),
+            )
+            .hint("set tls = \"require\", or reach the server by its socket")
+        };
+        if secret.len() > SEALED_MAX_BYTES {
+            return Err(unsealed("it is too long for the server's key").into());
+        }
         self.wire.send(&[PUBLIC_KEY_REQUEST][..]).await?;
         let place = self.wire.packet().await?;
         let key = match self.wire.bytes(&place) {
@@ -201,7 +221,34 @@ impl Login {
         for (byte, with) in secret.iter_mut().zip(self.nonce.iter().cycle()) {
             *byte ^= with;
         }
-        let sealed = mysql_common::crypto::encrypt(&secret, &key);
+        // The library takes any key for a sound one, and panics on others.
+        let sealed = std::panic::catch_unwind(|| mysql_common::crypto::encrypt(&secret, &key))
+            .map_err(|_| unsealed("the server's key is none"))?;
         self.wire.send(&sealed[..]).await
+    }
+}
+
+/// What a proof is made over: all behind the plugin's name. The older plugins end it with a zero that is not part of it; of the newer ones'
+/// 32 random bytes the last may be one.
+fn nonce(switch: &[u8]) -> Vec<u8> {
+    const WITH_ITS_ZERO: usize = 21;
+    let behind = switch.iter().skip(1).position(|byte| *byte == 0);
+    let nonce = behind.map_or(&[][..], |name| &switch[1 + name + 1..]);
+    match nonce {
+        [nonce @ .., 0] if nonce.len() + 1 == WITH_ITS_ZERO => nonce.to_vec(),
+        nonce => nonce.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_zero_that_ends_an_older_nonce_is_cut() {
+        let older = [&[SWITCH][..], b"mysql_native_password\0", &[7; 20], &[0]].concat();
+        assert_eq!(nonce(&older), [7; 20]);
+        let newer = [&[SWITCH][..], b"client_ed25519\0", &[7; 31], &[0]].concat();
+        assert_eq!(nonce(&newer).len(), 32);
     }
 }

@@ -12,10 +12,13 @@ use rustls::{
 use std::sync::Arc;
 
 /// As `tls` asks: no look at the certificate, a look at who signed it, or at its name too.
-pub(super) async fn client(access: &Access) -> bk_core::error::Result<ClientConfig> {
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+pub async fn client(access: &Access) -> bk_core::error::Result<ClientConfig> {
+    // Beside a certificate authority of the user's nobody else is believed.
+    let public = match access.ca {
+        Some(_) => Vec::new(),
+        None => webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
+    let mut roots = RootCertStore { roots: public };
     if let Some(path) = &access.ca {
         let unread = |why: String| {
             bk_core::error::settings(format!("`ca`: {}: {why}", path.display()))
@@ -23,12 +26,11 @@ pub(super) async fn client(access: &Access) -> bk_core::error::Result<ClientConf
         };
         let pem = tokio::fs::read(path).await;
         let pem = pem.map_err(|e| unread(e.to_string()))?;
-        let before = roots.len();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|e| unread(e.to_string()))?;
             roots.add(certificate).map_err(|e| unread(e.to_string()))?;
         }
-        if roots.len() == before {
+        if roots.is_empty() {
             return Err(unread("no certificate stands in it".into()));
         }
     }
@@ -87,8 +89,13 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier
-            .verify_tls12_signature(message, certificate, signed)
+        match self.tls {
+            Tls::Off | Tls::Prefer | Tls::Require => Ok(HandshakeSignatureValid::assertion()),
+            Tls::VerifyCa | Tls::Verify => {
+                let verifier = &self.verifier;
+                verifier.verify_tls12_signature(message, certificate, signed)
+            }
+        }
     }
 
     fn verify_tls13_signature(
@@ -97,8 +104,13 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier
-            .verify_tls13_signature(message, certificate, signed)
+        match self.tls {
+            Tls::Off | Tls::Prefer | Tls::Require => Ok(HandshakeSignatureValid::assertion()),
+            Tls::VerifyCa | Tls::Verify => {
+                let verifier = &self.verifier;
+                verifier.verify_tls13_signature(message, certificate, signed)
+            }
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -444,6 +444,12 @@ impl Replay<'_, '_> {
                 self.barrier().await?;
                 let literal = others.map(|rows| rows.starts.len() as u64);
                 let sql = self.qualified(sql, name);
+                if sql.len() >= self.loaders.packet {
+                    let why =
+                        crate::mysql::restore::rows::too_large(sql.len(), self.loaders.packet);
+                    self.fail(unit, statement.line, &why);
+                    return Ok(());
+                }
                 let insert = loaders::insert(&mut self.main, &sql, literal);
                 let done = unless_cancelled(&self.restoring.cx.cancel, insert).await;
                 let rows = literal.or(done.as_ref().ok().map(|took| took.rows));

@@ -541,6 +541,54 @@ async fn nothing_ends_well_that_did_not_go_well() {
     assert_eq!(whole, 0, "{told}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_over_the_limit_fails_its_table_alone() {
+    let Some(server) = Server::start(Kind::MariaDb, &[]) else {
+        return;
+    };
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.giants (id INT PRIMARY KEY, a LONGTEXT)",
+            "INSERT INTO shop.giants VALUES (1, 'a'), (2, REPEAT('0123456789', 4000000)), (3, 'c')",
+            "CREATE TABLE shop.orders (id INT PRIMARY KEY, a TEXT)",
+            "INSERT INTO shop.orders VALUES (1, 'a'), (2, 'b')",
+        ])
+        .await;
+    let home = Home::new("");
+    let source = format!(
+        "{}databases = [\"shop\"]\nparallel = 1\n",
+        server.source("mysql")
+    );
+    let limited = settings(&source, "out") + "[archive]\nmax_record = \"32 MiB\"\n";
+    home.write("plugins.toml", limited);
+    let ran = home.bk(&["backup"]).ended(3);
+    for word in [
+        "shop/giants",
+        "archive.max_record",
+        "set `archive.max_record` above",
+    ] {
+        assert!(ran.stderr.contains(word), "{}", ran.stderr);
+    }
+    server.run_all(&["DROP TABLE shop.orders"]).await;
+    home.bk(&[
+        "restore",
+        "--yes",
+        "--only",
+        "mysql/shop/orders",
+        "--allow-partial",
+    ])
+    .ended(0);
+    let mut conn = server.connect().await;
+    let rows: Option<u64> = conn
+        .query_first("SELECT COUNT(*) FROM shop.orders")
+        .await
+        .unwrap();
+    assert_eq!(rows, Some(2));
+    home.write("plugins.toml", settings(&source, "whole"));
+    home.bk(&["backup"]).ended(0);
+}
+
 /// Until a statement that reads rows of `orders` runs, and which connection runs it.
 async fn wait_for_reading(server: &Server) -> u64 {
     let mut conn = server.connect().await;

@@ -63,7 +63,7 @@ pub struct MysqlSettings {
     /// TCP port.
     #[serde(default = "default_port")]
     pub port: u16,
-    /// Unix socket; with it `host` and `port` are not used.
+    /// Unix socket; with it `host`, `port` and `tls` are not used.
     #[serde(default)]
     pub socket: Option<PathBuf>,
     /// Account. It needs the rights that `bk check` names.
@@ -189,6 +189,14 @@ impl Mysql {
         }
         if parsed.parallel == 0 {
             return Err(settings.fault("parallel", "is 0", Some("use 1 or more")));
+        }
+        let looks = matches!(parsed.tls, Tls::VerifyCa | Tls::Verify);
+        if parsed.ca.is_some() && !looks {
+            return Err(settings.fault(
+                "ca",
+                "is set, and `tls` does not look at certificates",
+                Some("set tls = \"verify\", or \"verify-ca\" where the certificate bears another name"),
+            ));
         }
         if parsed.tls == Tls::VerifyCa && parsed.ca.is_none() {
             return Err(settings.fault(

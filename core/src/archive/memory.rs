@@ -126,15 +126,15 @@ impl Budget {
         self.max_record_bytes.max(self.record_bytes)
     }
 
-    /// Why a body of `bytes` is not.
-    pub fn too_large(&self, bytes: u64) -> Error {
+    /// Why a body of `bytes` is not, and how much would have to be allowed.
+    pub fn too_large(&self, bytes: u64, wanted: u64) -> Error {
         let max = self.max_record_bytes;
         Error::new(
             crate::ErrorKind::Unsupported,
             format!("a single record of {bytes} bytes is larger than `archive.max_record` ({max})"),
         )
         .hint(format!(
-            "set `archive.max_record` above {bytes}, with as much free memory"
+            "set `archive.max_record` above {wanted}, with as much free memory"
         ))
     }
 
@@ -142,7 +142,7 @@ impl Budget {
     pub async fn reserve(&self, bytes: u64) -> Result<Reserved> {
         let closed = |_| bug("the memory budget was closed");
         if bytes > self.largest_record() {
-            return Err(self.too_large(bytes));
+            return Err(self.too_large(bytes, bytes));
         }
         let permit = if bytes <= self.record_bytes {
             self.records

@@ -142,9 +142,9 @@ impl Output {
         self.0.entrance.budget().largest_record()
     }
 
-    /// Why a record of `bytes` is refused.
-    pub fn too_large(&self, bytes: u64) -> Error {
-        self.0.entrance.budget().too_large(bytes)
+    /// Why a record of `bytes` is refused, and how much would have to be allowed.
+    pub fn too_large(&self, bytes: u64, wanted: u64) -> Error {
+        self.0.entrance.budget().too_large(bytes, wanted)
     }
 
     /// Ends a unit in this stage, once, with the source's own count.

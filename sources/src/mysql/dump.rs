@@ -47,7 +47,10 @@ pub async fn table(
 ) -> Result<Read> {
     let sql = select(table, &shape.columns, shape.key.as_ref());
     let refused = |error| match error {
-        wire::Error::RowTooLarge(bytes) => out.too_large(bytes).within("reading"),
+        // Its quoted SQL may take twice as much, in a segment with others.
+        wire::Error::RowTooLarge(bytes) => {
+            out.too_large(bytes, 2 * bytes + SEGMENT_MAX_BYTES as u64)
+        }
         error => crate::mysql::refused("reading", error),
     };
     reader.conn.limit_rows(out.largest_record());

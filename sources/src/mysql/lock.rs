@@ -538,7 +538,7 @@ pub async fn missing_rights(
         let local = connection.value("SELECT @@GLOBAL.local_infile").await?;
         if local.as_deref() == Some("0") {
             warnings.push(
-                "local_infile is off: a restore uses INSERT, which takes about twice as long; SET GLOBAL local_infile = 1".into(),
+                "local_infile is off: a restore uses INSERT, which takes longer; SET GLOBAL local_infile = 1".into(),
             );
         }
     }

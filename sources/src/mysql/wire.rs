@@ -22,6 +22,7 @@ const PART_BYTES: usize = (1 << 24) - 1;
 const ROW_MAX_BYTES: u64 = 1 << 30;
 /// How long is waited for the last words of a server that hung up.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS_BYTES: usize = 4096;
 /// `ER_NOT_ALLOWED_COMMAND`.
 const NOT_ALLOWED: u16 = 1148;
 
@@ -185,12 +186,11 @@ impl Wire {
 
     /// The same, for a statement that loads a local file: what it holds. No file of this machine is ever opened, whatever a server asks for.
     pub async fn ask_with(&mut self, sql: &[u8], file: Option<&[u8]>) -> Result<Told> {
-        if self.broken || self.underway {
-            return Err(self.lost("it was left in the middle of an answer"));
-        }
+        self.is_in_step()?;
         match self.skip().await {
             // An end of rows that nobody wanted.
-            Ok(()) | Err(Error::Server(_)) => {}
+            Ok(()) => {}
+            Err(Error::Server(_)) if !self.broken => {}
             Err(error) => return Err(error),
         }
         self.sequence = 0;
@@ -200,32 +200,32 @@ impl Wire {
 
     async fn answer(&mut self, file: Option<&[u8]>) -> Result<Told> {
         self.more = false;
-        let place = self.packet().await?;
+        let mut place = self.packet().await?;
+        let asks_for_file = self.bytes(&place).first() == Some(&LOCAL_FILE);
+        if asks_for_file {
+            for part in file.unwrap_or_default().chunks(FILE_PART_BYTES) {
+                self.send(part).await?;
+            }
+            self.send(&[][..]).await?;
+            place = self.packet().await?;
+        }
         let answer = self.bytes(&place);
-        match (answer.first(), file) {
-            (Some(&OK), _) => {
+        match answer.first() {
+            Some(&OK) => {
                 let Some((told, status)) = told(answer) else {
                     return Err(self.lost("an answer that is cut off"));
                 };
                 self.more = status & MORE_ANSWERS != 0;
+                if asks_for_file && file.is_none() {
+                    return Err(Error::Server(ServerError {
+                        code: NOT_ALLOWED,
+                        message: "a file of this machine was asked for, and none is sent".into(),
+                    }));
+                }
                 return Ok(told);
             }
-            (Some(&ERROR), _) => return Err(said(answer)),
-            (Some(&LOCAL_FILE), Some(file)) => {
-                for part in file.chunks(FILE_PART_BYTES) {
-                    self.send(part).await?;
-                }
-                self.send(&[][..]).await?;
-                return Box::pin(self.answer(None)).await;
-            }
-            (Some(&LOCAL_FILE), None) => {
-                self.send(&[][..]).await?;
-                Box::pin(self.answer(None)).await?;
-                return Err(Error::Server(ServerError {
-                    code: NOT_ALLOWED,
-                    message: "a file of this machine was asked for, and none is sent".into(),
-                }));
-            }
+            Some(&ERROR) => return Err(self.refusal(answer)),
+            _ if asks_for_file => return Err(self.lost("a file that was sent has no answer")),
             _ => {}
         }
         let mut at = 0;
@@ -235,7 +235,7 @@ impl Wire {
         for n in 0..=columns {
             let place = self.packet().await?;
             match self.bytes(&place) {
-                packet if packet.first() == Some(&ERROR) => return Err(said(packet)),
+                packet if packet.first() == Some(&ERROR) => return Err(self.refusal(packet)),
                 packet if n == columns && !is_end(packet) => {
                     return Err(self.lost("columns that have no end"));
                 }
@@ -254,6 +254,7 @@ impl Wire {
         let Some(columns) = self.columns else {
             return Ok(None);
         };
+        self.is_in_step()?;
         let place = self.packet().await?;
         if let Place::TooLarge(bytes) = place {
             return Err(Error::RowTooLarge(bytes));
@@ -265,7 +266,7 @@ impl Wire {
             return Ok(None);
         }
         if packet.first() == Some(&ERROR) {
-            let error = said(packet);
+            let error = self.refusal(packet);
             self.columns = None;
             return Err(error);
         }
@@ -342,7 +343,7 @@ impl Wire {
         // A server that takes no more, for its size or for a kill, has said why before it hung up.
         match tokio::time::timeout(LAST_WORDS, self.read_packet()).await {
             Ok(Ok(place)) if self.bytes(&place).first() == Some(&ERROR) => {
-                Err(said(self.bytes(&place)))
+                Err(self.refusal(self.bytes(&place)))
             }
             _ => Err(error.into()),
         }
@@ -380,8 +381,12 @@ impl Wire {
                 return Err(invalid("a packet without a head"));
             };
             let len = u32::from_le_bytes([a, b, c, 0]) as usize;
+            let in_order = sequence == self.sequence;
+            if !in_order && len > LAST_WORDS_BYTES {
+                return Err(invalid("a packet out of order"));
+            }
             let part = self.take(len).await?;
-            if sequence != self.sequence {
+            if !in_order {
                 // What a server says unasked, since it ends the connection, has a number of its own.
                 if self.buffer[part.clone()].first() != Some(&ERROR) {
                     return Err(invalid("a packet out of order"));
@@ -442,6 +447,27 @@ impl Wire {
             Place::Buffer(range) => &self.buffer[range.clone()],
             Place::Joined => &self.joined,
             Place::TooLarge(_) => &[],
+        }
+    }
+
+    /// An answer that nobody read to its end would be taken for the next one's.
+    fn is_in_step(&mut self) -> Result<()> {
+        if self.broken {
+            return Err(
+                io::Error::new(io::ErrorKind::NotConnected, "the connection was lost").into(),
+            );
+        }
+        if self.underway {
+            return Err(self.lost("the connection was left in the middle of an answer"));
+        }
+        Ok(())
+    }
+
+    /// What the server said; of the connection, where it hung up with it.
+    fn refusal(&self, packet: &[u8]) -> Error {
+        match said(packet) {
+            error if self.broken => io::Error::other(error.to_string()).into(),
+            error => error,
         }
     }
 

@@ -351,7 +351,7 @@ impl Worker<'_> {
 }
 
 /// A row that makes a larger statement than the server takes.
-pub(super) fn too_large(bytes: usize, packet: usize) -> Error {
+fn too_large(bytes: usize, packet: usize) -> Error {
     Error::new(
         ErrorKind::Unsupported,
         format!(

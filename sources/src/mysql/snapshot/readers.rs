@@ -178,17 +178,18 @@ impl Reading {
                 }
                 Err(error) if is_the_runs(&error) => return Err(error),
                 Err(error) => {
-                    dump::read_to_its_end(&self.cx, reader).await;
-                    lost = reader.conn.is_broken() || reader.run("DO 0").await.is_err();
                     self.sharing.notes().broken.push(unit.clone());
                     self.out.fail(&unit.0, &unit.1, &error).await?;
+                    // What is left of the table may take long; the tables behind it need not wait for that.
+                    if let Some(rest) = run.take() {
+                        self.sharing.give_back(rest);
+                    }
+                    dump::read_to_its_end(&self.cx, reader).await;
+                    lost = reader.conn.is_broken() || reader.run("DO 0").await.is_err();
                 }
             }
             self.out.end(&unit.0, &unit.1, counted).await?;
             if lost {
-                if let Some(rest) = run.take() {
-                    self.sharing.give_back(rest);
-                }
                 lane.close().await?;
                 return Ok(false);
             }

@@ -37,6 +37,21 @@ impl AsyncWrite for Said {
     }
 }
 
+/// Takes nothing more.
+struct HungUp;
+
+impl AsyncWrite for HungUp {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// Keeps what it is sent.
 struct Kept(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -159,6 +174,7 @@ async fn a_row_that_is_too_large_is_named_and_the_next_one_read() {
         matches!(error, Some(Error::RowTooLarge(b)) if b == bytes),
         "{error:?}"
     );
+    assert_eq!(wire.joined.capacity(), 0);
     let row = wire.row(&mut cells).await.unwrap().unwrap();
     assert_eq!(row.cell(0), Some(&b"1"[..]));
 }
@@ -178,10 +194,22 @@ async fn the_last_words_of_a_server_that_hangs_up_are_heard() {
     let words = [&[ERROR, 0xBF, 0x0F][..], b"goodbye"].concat();
     let mut said = (words.len() as u32).to_le_bytes().to_vec();
     said.extend(&words);
-    let mut wire = Wire::over(Box::new(Said(said, 1000)));
-    let error = wire.run(b"SELECT").await.unwrap_err().to_string();
-    assert_eq!(error, "error 4031: goodbye");
-    assert!(wire.is_broken());
+    // Whether the statement still goes out or not.
+    for written in [true, false] {
+        let heard = Said(said.clone(), 1000);
+        let mut wire = Wire::over(if written {
+            Box::new(heard)
+        } else {
+            Box::new(tokio::io::join(heard, HungUp))
+        });
+        let error = wire.run(b"SELECT").await.unwrap_err();
+        // Of the connection, not of the statement: the next one would have no better fate.
+        assert!(matches!(error, Error::Io(_)));
+        assert_eq!(error.to_string(), "error 4031: goodbye");
+        assert!(wire.is_broken());
+        let next = wire.run(b"SELECT").await.unwrap_err().to_string();
+        assert_eq!(next, "the connection was lost");
+    }
 }
 
 #[tokio::test]
@@ -192,10 +220,15 @@ async fn what_the_server_said_is_kept_and_further_answers_are_read() {
     ];
     let end: &[u8] = &[END, 0, 0, 8, 0];
     let last: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
-    let mut wire = wire(&[ok, &[1], b"column", end, &[1, b'1'], end, last], 1000);
+    let first = packets(&[ok, &[1], b"column", end, &[1, b'1'], end, last]);
+    let end: &[u8] = &[END, 0, 0, 0, 0];
+    let second = packets(&[&[1], b"column", end, &[1, b'5'], end]);
+    let mut wire = Wire::over(Box::new(Said([first, second].concat(), 1000)));
     let told = wire.run(b"CALL p()").await.unwrap();
     assert_eq!((told.affected, told.warnings), (300, 2));
     assert_eq!(told.info, "Records: 3");
+    let rows = wire.all(b"SELECT").await.unwrap();
+    assert_eq!(rows[0].text(0).as_deref(), Some("5"));
 }
 
 #[tokio::test]
@@ -217,10 +250,13 @@ async fn a_server_that_asks_for_a_local_file_gets_none() {
     let mut said = packets(&[&[LOCAL_FILE, b'/', b'x']]);
     // Between the two stands our empty packet.
     said.extend([7, 0, 0, 3, OK, 0, 0, 2, 0, 0, 0]);
-    let mut wire = Wire::over(Box::new(Said(said, 1000)));
+    let sent = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let both = tokio::io::join(Said(said, 1000), Kept(sent.clone()));
+    let mut wire = Wire::over(Box::new(both));
     let error = wire.run(b"SELECT").await.unwrap_err().to_string();
     assert!(error.contains("none is sent"), "{error}");
     assert!(!wire.is_broken());
+    assert_eq!(*sent.lock().unwrap(), b"\x07\0\0\0\x03SELECT\0\0\0\x02");
 }
 
 #[tokio::test]

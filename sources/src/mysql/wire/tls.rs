@@ -9,31 +9,12 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
+use std::path::Path;
 use std::sync::Arc;
 
 /// As `tls` asks: no look at the certificate, a look at who signed it, or at its name too.
 pub async fn client(access: &Access) -> bk_core::error::Result<ClientConfig> {
-    // Beside a certificate authority of the user's nobody else is believed.
-    let public = match access.ca {
-        Some(_) => Vec::new(),
-        None => webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    let mut roots = RootCertStore { roots: public };
-    if let Some(path) = &access.ca {
-        let unread = |why: String| {
-            bk_core::error::settings(format!("`ca`: {}: {why}", path.display()))
-                .hint("name a file of certificates in PEM")
-        };
-        let pem = tokio::fs::read(path).await;
-        let pem = pem.map_err(|e| unread(e.to_string()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|e| unread(e.to_string()))?;
-            roots.add(certificate).map_err(|e| unread(e.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(unread("no certificate stands in it".into()));
-        }
-    }
+    let roots = roots(access.ca.as_deref()).await?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let broken = |e: &dyn std::fmt::Display| bk_core::error::bug(format!("TLS: {e}"));
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
@@ -49,6 +30,31 @@ pub async fn client(access: &Access) -> bk_core::error::Result<ClientConfig> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth())
+}
+
+async fn roots(ca: Option<&Path>) -> bk_core::error::Result<RootCertStore> {
+    // Beside a certificate authority of the user's nobody else is believed.
+    let public = match ca {
+        Some(_) => Vec::new(),
+        None => webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    let mut roots = RootCertStore { roots: public };
+    if let Some(path) = ca {
+        let unread = |why: String| {
+            bk_core::error::settings(format!("`ca`: {}: {why}", path.display()))
+                .hint("name a file of certificates in PEM")
+        };
+        let pem = tokio::fs::read(path).await;
+        let pem = pem.map_err(|e| unread(e.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|e| unread(e.to_string()))?;
+            roots.add(certificate).map_err(|e| unread(e.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(unread("no certificate stands in it".into()));
+        }
+    }
+    Ok(roots)
 }
 
 #[derive(Debug)]
@@ -118,5 +124,24 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.verifier.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn beside_an_authority_of_the_user_nobody_is_believed() {
+        assert!(roots(None).await.unwrap().len() > 100);
+        let folder = std::env::temp_dir();
+        let empty = folder.join(format!("bk-no-authority-{}.pem", std::process::id()));
+        std::fs::write(&empty, "").unwrap();
+        let error = roots(Some(&empty)).await.unwrap_err();
+        std::fs::remove_file(&empty).unwrap();
+        assert!(
+            error.to_string().contains("no certificate stands in it"),
+            "{error}"
+        );
     }
 }

@@ -445,8 +445,7 @@ impl Replay<'_, '_> {
                 let literal = others.map(|rows| rows.starts.len() as u64);
                 let sql = self.qualified(sql, name);
                 if sql.len() >= self.loaders.packet {
-                    let why =
-                        crate::mysql::restore::rows::too_large(sql.len(), self.loaders.packet);
+                    let why = too_large(sql.len(), self.loaders.packet);
                     self.fail(unit, statement.line, &why);
                     return Ok(());
                 }
@@ -521,7 +520,7 @@ impl Replay<'_, '_> {
             return Ok(());
         };
         if batch.sql.len() >= self.loaders.packet {
-            let why = crate::mysql::restore::rows::too_large(batch.sql.len(), self.loaders.packet);
+            let why = too_large(batch.sql.len(), self.loaders.packet);
             if !self.failed.contains(&batch.unit) {
                 self.fail(batch.unit, batch.line, &why);
             }
@@ -684,4 +683,14 @@ fn refusal(error: wire::Error) -> Result<Error> {
     } else {
         Err(error)
     }
+}
+
+/// A statement that the server would not take.
+fn too_large(bytes: usize, packet: usize) -> Error {
+    let what =
+        format!("a statement of {bytes} bytes, and the server's max_allowed_packet is {packet}");
+    Error::new(ErrorKind::Unsupported, what).hint(format!(
+        "SET GLOBAL max_allowed_packet = {}, and restore it again",
+        (bytes + 1).next_power_of_two()
+    ))
 }

@@ -259,6 +259,74 @@ async fn a_ledger_on_mysql_is_whole_while_it_is_written() {
     the_ledger_is_whole(Kind::MySql).await;
 }
 
+/// Read by an account that has rights on its database alone.
+async fn a_ledger_is_whole_without_the_global_lock(kind: Kind, rights: &str, words: &[&str]) {
+    let Some(server) = Server::start(kind, &[]) else {
+        return;
+    };
+    Ledger::make(&server).await;
+    server
+        .run_all(&[
+            "CREATE TABLE ledger.plain (id INT PRIMARY KEY) ENGINE=MyISAM",
+            "INSERT INTO ledger.plain VALUES (1)",
+            "CREATE USER 'half'@'localhost' IDENTIFIED BY 'pw'",
+            &format!("GRANT {rights} ON ledger.* TO 'half'@'localhost'"),
+        ])
+        .await;
+    let ledger = Ledger::write(&server, seed(8)).await;
+    let half = server
+        .source("mysql")
+        .replace("\"root\"", "\"half\"\npassword = \"pw\"");
+    let home = Home::new(&settings(
+        &format!("{half}databases = [\"ledger\"]\n"),
+        "out",
+    ));
+    let root = server.source("mysql");
+    home.write("root.toml", settings(&root, "out"));
+    for _ in 0..long(3, 20) {
+        let told = home.bk(&["backup"]).ended(0).stderr;
+        assert!(told.contains("no global lock"), "{told}");
+        let shown = home.bk(&["show"]).ended(0).stdout;
+        let word = words.iter().find(|word| shown.contains(**word));
+        assert!(word.is_some(), "{shown}\n{told}");
+        println!("{kind:?}, {rights}: {}", word.unwrap_or(&""));
+        home.bk(&[
+            "restore",
+            "--config",
+            "root.toml",
+            "--yes",
+            "--into",
+            "mysql/ledger=ledger_copy",
+        ])
+        .ended(0);
+        assert_eq!(
+            Ledger::sum(&server, "ledger_copy").await,
+            i64::from(TABLES * ROWS) * 1000,
+            "an archive does not show one instant: {told}"
+        );
+    }
+    assert!(ledger.end().await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_on_mariadb_is_whole_without_the_global_lock() {
+    let words = ["binlog-snapshots-equal"];
+    a_ledger_is_whole_without_the_global_lock(Kind::MariaDb, "SELECT, SHOW VIEW", &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_on_mysql_is_whole_without_the_global_lock() {
+    let words = ["tables-locked"];
+    let rights = "SELECT, SHOW VIEW, LOCK TABLES";
+    a_ledger_is_whole_without_the_global_lock(Kind::MySql, rights, &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_is_whole_without_any_lock() {
+    let words = ["single-connection", "positions-compared"];
+    a_ledger_is_whole_without_the_global_lock(Kind::MySql, "SELECT, SHOW VIEW", &words).await;
+}
+
 async fn blocks_of(home: &Home, config: &str, out: &str) -> BTreeSet<String> {
     let _ = std::fs::remove_dir_all(home.path(out));
     home.bk(&["backup", "--config", config]).ended(0);

@@ -4,6 +4,8 @@
 //! `LOCK INSTANCE FOR BACKUP` until the data is read. MariaDB: `BACKUP STAGE` on a connection that never reads data, since its end ends
 //! that connection's transaction.
 
+mod fallback;
+
 use crate::mysql::catalogue::{self, Filter, Table, TableKind};
 use crate::mysql::connection::{Access, Connection, Server, ident};
 use crate::mysql::{Consistency, MysqlSettings};
@@ -18,8 +20,6 @@ const LONG_STATEMENT: Duration = Duration::from_millis(500);
 const LONG_STATEMENTS_LIMIT: Duration = Duration::from_mins(1);
 /// Longest wait for the lock itself, in seconds: nobody waits behind it longer.
 const LOCK_SECONDS: u32 = 1;
-/// How often positions are compared before one connection must do.
-const COMPARISONS: usize = 5;
 
 /// What all connections agree on.
 pub struct Instant {
@@ -31,7 +31,7 @@ pub struct Instant {
     pub plain_tables: Option<Connection>,
     /// When.
     pub at: Timestamp,
-    /// `snapshot`, `positions-compared` or `single-connection`.
+    /// `snapshot`, or which fallback.
     pub consistency: &'static str,
     /// Where the binary log stands.
     pub position: Option<String>,
@@ -92,10 +92,8 @@ pub async fn take(
             Err(error.within("could not take the lock that `consistency` asks for"))
         }
         Err(error) => {
-            taking.warnings.push(format!(
-                "no global lock ({error}); positions are compared instead"
-            ));
-            taking.compared(access, readers).await
+            taking.warnings.push(format!("no global lock ({error})"));
+            taking.without_global_lock(access, readers).await
         }
     }
 }
@@ -363,90 +361,6 @@ impl Taking<'_> {
         }
         Ok(values)
     }
-
-    /// No lock: all start, and the binary log's position before and after must be the same.
-    async fn compared(&mut self, access: &Access, mut readers: Vec<Connection>) -> Result<Instant> {
-        let mut control = access.connect(self.cx).await?;
-        for _ in 0..COMPARISONS {
-            let before = self.position(&mut control).await;
-            if before.is_none() {
-                break;
-            }
-            start_all(&mut readers).await?;
-            let at = self.cx.clock.now();
-            if self.position(&mut control).await == before {
-                let instant = self
-                    .unlocked(&mut control, at, "positions-compared", before)
-                    .await?;
-                control.end().await;
-                return Ok(Instant { readers, ..instant });
-            }
-            for reader in &mut readers {
-                reader.run("ROLLBACK").await?;
-            }
-        }
-        control.end().await;
-        self.warnings.push(
-            "positions could not be compared, or did not stand still: one connection reads everything".into(),
-        );
-        for reader in readers.drain(1..).collect::<Vec<_>>() {
-            reader.end().await;
-        }
-        self.alone(readers).await
-    }
-
-    /// One connection, one snapshot.
-    async fn alone(&mut self, mut readers: Vec<Connection>) -> Result<Instant> {
-        start_all(&mut readers).await?;
-        let at = self.cx.clock.now();
-        let Some(mut reader) = readers.pop() else {
-            return Err(bk_core::error::bug("no connection to read with"));
-        };
-        let position = self.position(&mut reader).await;
-        let instant = self
-            .unlocked(&mut reader, at, "single-connection", position)
-            .await?;
-        Ok(Instant {
-            readers: vec![reader],
-            ..instant
-        })
-    }
-
-    async fn unlocked(
-        &mut self,
-        control: &mut Connection,
-        at: Timestamp,
-        consistency: &'static str,
-        position: Option<String>,
-    ) -> Result<Instant> {
-        let databases = catalogue::databases(control, self.filter).await?;
-        let mut tables = self.tables(control, &databases).await?;
-        catalogue::stamp(control, &databases, &mut tables).await?;
-        let plain: Vec<_> = tables
-            .iter()
-            .filter(|table| table.has_rows() && !table.transactional())
-            .map(Table::full)
-            .collect();
-        if !plain.is_empty() {
-            self.warnings.push(format!(
-                "tables without transactions are not at the same instant: {}",
-                plain.join(", ")
-            ));
-        }
-        Ok(Instant {
-            readers: Vec::new(),
-            guard: None,
-            plain_tables: None,
-            at,
-            consistency,
-            position,
-            sequences: self.sequences(control, &tables).await?,
-            databases,
-            tables,
-            held_micros: 0,
-            warnings: std::mem::take(&mut self.warnings),
-        })
-    }
 }
 
 struct Running {
@@ -510,7 +424,7 @@ pub async fn missing_rights(
     want(
         "RELOAD",
         true,
-        "no global lock: positions are compared, or one connection reads everything",
+        "no global lock: the tables are locked by name, positions are compared, or one connection reads everything",
     );
     if server.is_maria() {
         want(

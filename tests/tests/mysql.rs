@@ -260,8 +260,13 @@ async fn a_ledger_on_mysql_is_whole_while_it_is_written() {
 }
 
 /// Read by an account that has rights on its database alone.
-async fn a_ledger_is_whole_without_the_global_lock(kind: Kind, rights: &str, words: &[&str]) {
-    let Some(server) = Server::start(kind, &[]) else {
+async fn a_ledger_is_whole_without_the_global_lock(
+    kind: Kind,
+    options: &[&str],
+    rights: &str,
+    words: &[&str],
+) {
+    let Some(server) = Server::start(kind, options) else {
         return;
     };
     Ledger::make(&server).await;
@@ -311,20 +316,50 @@ async fn a_ledger_is_whole_without_the_global_lock(kind: Kind, rights: &str, wor
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_on_mariadb_is_whole_without_the_global_lock() {
     let words = ["binlog-snapshots-equal"];
-    a_ledger_is_whole_without_the_global_lock(Kind::MariaDb, "SELECT, SHOW VIEW", &words).await;
+    a_ledger_is_whole_without_the_global_lock(Kind::MariaDb, &[], "SELECT, SHOW VIEW", &words)
+        .await;
+    // Without a binary log there are no places in it.
+    let (rights, words) = ("SELECT, SHOW VIEW, LOCK TABLES", ["tables-locked"]);
+    a_ledger_is_whole_without_the_global_lock(Kind::MariaDb, &["--skip-log-bin"], rights, &words)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_on_mysql_is_whole_without_the_global_lock() {
     let words = ["tables-locked"];
     let rights = "SELECT, SHOW VIEW, LOCK TABLES";
-    a_ledger_is_whole_without_the_global_lock(Kind::MySql, rights, &words).await;
+    a_ledger_is_whole_without_the_global_lock(Kind::MySql, &[], rights, &words).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_is_whole_without_any_lock() {
-    let words = ["single-connection", "positions-compared"];
-    a_ledger_is_whole_without_the_global_lock(Kind::MySql, "SELECT, SHOW VIEW", &words).await;
+    let words = ["single-connection"];
+    a_ledger_is_whole_without_the_global_lock(Kind::MySql, &[], "SELECT, SHOW VIEW", &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn positions_are_compared_on_a_quiet_server_and_the_archive_says_so() {
+    let Some(server) = Server::start(Kind::MySql, &[]) else {
+        return;
+    };
+    server
+        .run_all(&[
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.orders (id INT PRIMARY KEY)",
+            "INSERT INTO shop.orders VALUES (1), (2)",
+            "CREATE USER 'half'@'localhost' IDENTIFIED BY 'pw'",
+            "GRANT SELECT ON shop.* TO 'half'@'localhost'",
+            "GRANT REPLICATION CLIENT ON *.* TO 'half'@'localhost'",
+        ])
+        .await;
+    let half = server
+        .source("mysql")
+        .replace("\"root\"", "\"half\"\npassword = \"pw\"");
+    let home = Home::new(&settings(&format!("{half}databases = [\"shop\"]\n"), "out"));
+    let told = home.bk(&["backup"]).ended(0).stderr;
+    assert!(told.contains("positions were compared"), "{told}");
+    let shown = home.bk(&["show"]).ended(0).stdout;
+    assert!(shown.contains("positions-compared"), "{shown}");
 }
 
 async fn blocks_of(home: &Home, config: &str, out: &str) -> BTreeSet<String> {

@@ -137,9 +137,7 @@ impl Taking<'_> {
         readers: &mut [Connection],
     ) -> Result<Instant> {
         if let Err(error) = control.run("LOCK INSTANCE FOR BACKUP").await {
-            self.warnings.push(format!(
-                "DDL is not held off during the backup ({error}); tables that it changes fail by name"
-            ));
+            self.warn(ddl_is_not_held_off(&error));
         }
         self.wait_for_long_statements(&mut control).await?;
         control
@@ -284,40 +282,46 @@ impl Taking<'_> {
         }
     }
 
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
     async fn position(&mut self, control: &mut Connection) -> Option<String> {
         if !self.server.binary_log {
             return None;
         }
-        let (gtid, status) = if self.server.is_maria() {
-            ("SELECT @@gtid_binlog_pos", "SHOW MASTER STATUS")
-        } else {
-            (
-                "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')",
-                if self.server.version >= (8, 2, 0) {
-                    "SHOW BINARY LOG STATUS"
-                } else {
-                    "SHOW MASTER STATUS"
-                },
-            )
-        };
-        let gtid = control
-            .value(gtid)
-            .await
-            .ok()
-            .flatten()
-            .unwrap_or_default()
-            .replace('\n', "");
-        let file = match control.row(status).await {
-            Ok(Some(row)) => format!("{}:{}", row.word(0), row.word(1)),
-            Ok(None) => String::new(),
-            Err(error) => {
-                self.warnings
-                    .push(format!("the binary log's position is not known ({error})"));
-                String::new()
-            }
-        };
+        let gtid = self.gtid(control).await;
+        let file = self.log_file(control).await.unwrap_or_default();
         let position = format!("{gtid} {file}").trim().to_owned();
         (!position.is_empty()).then_some(position)
+    }
+
+    async fn gtid(&self, control: &mut Connection) -> String {
+        let gtid = if self.server.is_maria() {
+            "SELECT @@gtid_binlog_pos"
+        } else {
+            "SELECT IF(@@GLOBAL.gtid_mode = 'ON', @@GLOBAL.gtid_executed, '')"
+        };
+        let gtid = control.value(gtid).await.ok().flatten();
+        gtid.unwrap_or_default().replace('\n', "")
+    }
+
+    /// File and place of the binary log.
+    async fn log_file(&mut self, control: &mut Connection) -> Option<String> {
+        let status = if !self.server.is_maria() && self.server.version >= (8, 2, 0) {
+            "SHOW BINARY LOG STATUS"
+        } else {
+            "SHOW MASTER STATUS"
+        };
+        match control.row(status).await {
+            Ok(row) => row.map(|row| format!("{}:{}", row.word(0), row.word(1))),
+            Err(error) => {
+                self.warn(format!("the binary log's position is not known ({error})"));
+                None
+            }
+        }
     }
 
     /// Names, with what shows that somebody altered them meanwhile.
@@ -361,6 +365,10 @@ impl Taking<'_> {
         }
         Ok(values)
     }
+}
+
+fn ddl_is_not_held_off(error: &Error) -> String {
+    format!("DDL is not held off during the backup ({error}); tables that it changes fail by name")
 }
 
 struct Running {

@@ -117,6 +117,16 @@ pub enum Tls {
     Verify,
 }
 
+impl Tls {
+    /// Whether not everybody who answers is believed.
+    pub(crate) fn looks_at_certificates(self) -> bool {
+        match self {
+            Self::Off | Self::Prefer | Self::Require => false,
+            Self::VerifyCa | Self::Verify => true,
+        }
+    }
+}
+
 /// How all connections come to read the same instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -190,8 +200,7 @@ impl Mysql {
         if parsed.parallel == 0 {
             return Err(settings.fault("parallel", "is 0", Some("use 1 or more")));
         }
-        let looks = matches!(parsed.tls, Tls::VerifyCa | Tls::Verify);
-        if parsed.ca.is_some() && !looks {
+        if parsed.ca.is_some() && !parsed.tls.looks_at_certificates() {
             return Err(settings.fault(
                 "ca",
                 "is set, and `tls` does not look at certificates",

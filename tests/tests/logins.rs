@@ -1,4 +1,4 @@
-//! Accounts of every kind that the two servers know, encrypted and not: each can be checked and backed up, and a wrong password is called one.
+//! Accounts of the two servers that log in by a password, encrypted and not: each can be checked and backed up, and a wrong password is called one.
 
 use bk_tests::binary::Home;
 use bk_tests::database::{Kind, Server};

@@ -259,6 +259,12 @@ async fn a_ledger_on_mysql_is_whole_while_it_is_written() {
     the_ledger_is_whole(Kind::MySql).await;
 }
 
+/// The source of an account that has a few rights.
+fn as_half(server: &Server) -> String {
+    let root = server.source("mysql");
+    root.replace("\"root\"", "\"half\"\npassword = \"pw\"")
+}
+
 /// Read by an account that has rights on its database alone.
 async fn a_ledger_is_whole_without_the_global_lock(
     kind: Kind,
@@ -279,9 +285,7 @@ async fn a_ledger_is_whole_without_the_global_lock(
         ])
         .await;
     let ledger = Ledger::write(&server, seed(8)).await;
-    let half = server
-        .source("mysql")
-        .replace("\"root\"", "\"half\"\npassword = \"pw\"");
+    let half = as_half(&server);
     let home = Home::new(&settings(
         &format!("{half}databases = [\"ledger\"]\n"),
         "out",
@@ -352,9 +356,7 @@ async fn positions_are_compared_on_a_quiet_server_and_the_archive_says_so() {
             "GRANT REPLICATION CLIENT ON *.* TO 'half'@'localhost'",
         ])
         .await;
-    let half = server
-        .source("mysql")
-        .replace("\"root\"", "\"half\"\npassword = \"pw\"");
+    let half = as_half(&server);
     let home = Home::new(&settings(&format!("{half}databases = [\"shop\"]\n"), "out"));
     let told = home.bk(&["backup"]).ended(0).stderr;
     assert!(told.contains("positions were compared"), "{told}");

@@ -329,16 +329,13 @@ pub fn code(error: &wire::Error) -> Option<u16> {
 
 /// What the server's errors mean for the caller. Codes: the servers' error reference.
 pub fn error(cause: wire::Error) -> Error {
-    let kind = match &cause {
-        wire::Error::Server(server) => kind_of(server.code),
+    let kind = match cause {
+        wire::Error::Server(ref server) => kind_of(server.code),
         wire::Error::Io(_) => ErrorKind::Unreachable,
         wire::Error::RowTooLarge(_) => ErrorKind::Unsupported,
-        wire::Error::Ours(_) => ErrorKind::Bug,
-    };
-    let failure = match cause {
         wire::Error::Ours(ours) => return ours,
-        cause => Error::new(kind, cause.to_string()),
     };
+    let failure = Error::new(kind, cause.to_string());
     match kind {
         ErrorKind::Auth => {
             failure.hint("mend `user` and `password`, or the account's host on the server")

@@ -39,7 +39,7 @@ pub struct Read {
 /// Reads a table into a lane. `written` is told after each segment how many bytes there are so far.
 pub async fn table(
     cx: &Context,
-    reader: &mut Connection,
+    connection: &mut Connection,
     lane: &mut Lane,
     out: &Output,
     (table, shape): (&Table, &Shape),
@@ -53,14 +53,14 @@ pub async fn table(
         }
         error => crate::mysql::refused("reading", error),
     };
-    reader.conn.limit_rows(out.largest_record());
-    reader.conn.ask(sql.as_bytes()).await.map_err(refused)?;
+    connection.conn.limit_rows(out.largest_record());
+    connection.conn.ask(sql.as_bytes()).await.map_err(refused)?;
     let mut cells = Vec::with_capacity(shape.columns.len());
     let mut segments = Segments::new(table, shape);
     let mut read = Read::default();
-    while let Some(row) = reader.conn.row(&mut cells).await.map_err(refused)? {
+    while let Some(row) = connection.conn.row(&mut cells).await.map_err(refused)? {
         segments.row(shape, &row, &mut read);
-        reader.conn.free();
+        connection.conn.free();
         read.rows += 1;
         if read.rows % ROWS_BETWEEN_LOOKS == 0 {
             cx.check_cancelled()?;

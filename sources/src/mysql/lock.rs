@@ -294,7 +294,7 @@ impl Taking<'_> {
         }
         let gtid = self.gtid(control).await;
         let file = self.log_file(control).await.unwrap_or_default();
-        let position = format!("{gtid} {file}").trim().to_owned();
+        let position = position(&gtid, &file);
         (!position.is_empty()).then_some(position)
     }
 
@@ -365,6 +365,10 @@ impl Taking<'_> {
         }
         Ok(values)
     }
+}
+
+fn position(gtid: &str, file: &str) -> String {
+    format!("{gtid} {file}").trim().to_owned()
 }
 
 fn ddl_is_not_held_off(error: &Error) -> String {

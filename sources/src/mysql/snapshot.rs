@@ -159,16 +159,12 @@ impl Snapshot for MysqlSnapshot {
             plain_tables,
             ..
         } = self.instant;
-        let readers = futures::future::join_all(readers.into_iter().map(Connection::end));
-        let others = guard
+        let all = readers
             .into_iter()
+            .chain(guard)
             .chain(plain_tables)
             .chain([self.connection]);
-        futures::future::join(
-            readers,
-            futures::future::join_all(others.map(Connection::end)),
-        )
-        .await;
+        futures::future::join_all(all.map(Connection::end)).await;
         Ok(facts)
     }
 }

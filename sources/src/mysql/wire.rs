@@ -131,7 +131,6 @@ pub struct Wire {
 }
 
 /// Where the last packet lies.
-#[derive(Clone)]
 enum Place {
     Buffer(Range<usize>),
     Joined,

@@ -26,6 +26,33 @@ async fn snapshot_place(reader: &mut Connection) -> Result<Option<String>> {
     Ok(known.then(|| words.join(":")))
 }
 
+async fn roll_back(readers: &mut [Connection]) -> Result<()> {
+    for reader in readers {
+        reader.run("ROLLBACK").await?;
+    }
+    Ok(())
+}
+
+/// Read-locks tables in one statement; otherwise says why not. The server's own limit counts for each table anew, ours for all of them.
+async fn lock_together(
+    control: &mut Connection,
+    (holder, id): (&mut Connection, &str),
+    tables: &[String],
+) -> std::result::Result<(), String> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let reads: Vec<_> = tables.iter().map(|name| format!("{name} READ")).collect();
+    let lock = format!("LOCK TABLES {}", reads.join(","));
+    let limit = Duration::from_secs(u64::from(LOCK_SECONDS) + 1);
+    if let Ok(locked) = tokio::time::timeout(limit, holder.run(lock)).await {
+        return locked.map_err(|error| error.to_string());
+    }
+    let killed = control.run(format!("KILL {id}")).await;
+    let killed = killed.err().map_or(String::new(), |e| format!(": {e}"));
+    Err(format!("not within {} s{killed}", limit.as_secs()))
+}
+
 impl Taking<'_> {
     /// What gives one instant all the same, the surest first.
     pub(super) async fn without_global_lock(
@@ -36,7 +63,7 @@ impl Taking<'_> {
         let mut control = access.connect(self.cx).await?;
         let guard = self.ddl_held_off(access).await?;
         // What is altered from here on is found: no lock may be there to hold it off.
-        let before = self.listed(&mut control).await?;
+        let (_, before) = self.listed(&mut control).await?;
         let mut instant = self
             .same_snapshot(&mut control, &mut readers, &before)
             .await?;
@@ -57,7 +84,7 @@ impl Taking<'_> {
             });
         }
         self.warn("positions could not be compared, or did not stand still: one connection reads everything".into());
-        for reader in readers.drain(1..).collect::<Vec<_>>() {
+        for reader in readers.split_off(1) {
             reader.end().await;
         }
         let instant = self.alone(readers).await?;
@@ -80,11 +107,12 @@ impl Taking<'_> {
         }
     }
 
-    async fn listed(&self, control: &mut Connection) -> Result<Vec<Table>> {
+    /// Databases, and their tables with what shows that somebody altered them meanwhile.
+    async fn listed(&self, control: &mut Connection) -> Result<(Vec<String>, Vec<Table>)> {
         let databases = catalogue::databases(control, self.filter).await?;
         let mut tables = self.tables(control, &databases).await?;
         catalogue::stamp(control, &databases, &mut tables).await?;
-        Ok(tables)
+        Ok((databases, tables))
     }
 
     /// MariaDB tells each session at which place of the binary log its snapshot stands: all start until they stand at one.
@@ -114,9 +142,7 @@ impl Taking<'_> {
                 let instant = self.unlocked(control, at, "binlog-snapshots-equal", place, before);
                 return instant.await.map(Some);
             }
-            for reader in readers.iter_mut() {
-                reader.run("ROLLBACK").await?;
-            }
+            roll_back(readers).await?;
         }
         self.warn("the readers' places in the binary log did not come to be one".into());
         Ok(None)
@@ -151,29 +177,15 @@ impl Taking<'_> {
         let wait = format!("SET SESSION lock_wait_timeout = {LOCK_SECONDS}");
         holder.run(wait).await?;
         let id = holder.value("SELECT CONNECTION_ID()").await?;
+        let id = id.unwrap_or_default();
         // Those without transactions first: behind the other lock, a writer that waits for it would stand before this one.
         let begun = std::time::Instant::now();
         let held = self.hold_plain_tables(&mut plain, before).await;
         let with_rows = |table: &&Table| table.has_rows() && !table.engine.is_empty();
         let all = before.iter().filter(with_rows);
         let to_lock = all.filter(|table| !held || table.transactional());
-        let to_lock: Vec<_> = to_lock
-            .map(|table| format!("{} READ", table.full()))
-            .collect();
-        let lock = format!("LOCK TABLES {}", to_lock.join(","));
-        // The server's own limit counts for each table anew.
-        let limit = Duration::from_secs(u64::from(LOCK_SECONDS) + 1);
-        let locked = match tokio::time::timeout(limit, holder.run(lock)).await {
-            _ if to_lock.is_empty() => Ok(()),
-            Ok(locked) => locked.map_err(|error| error.to_string()),
-            Err(_) => {
-                let kill = format!("KILL {}", id.unwrap_or_default());
-                let killed = control.run(kill).await;
-                let killed = killed.err().map_or(String::new(), |e| format!(": {e}"));
-                Err(format!("not within {} s{killed}", limit.as_secs()))
-            }
-        };
-        if let Err(why) = locked {
+        let to_lock: Vec<_> = to_lock.map(Table::full).collect();
+        if let Err(why) = lock_together(control, (&mut holder, &id), &to_lock).await {
             self.warn(format!("the tables could not be locked together ({why})"));
             holder.end().await;
             plain.end().await;
@@ -215,10 +227,10 @@ impl Taking<'_> {
     ) -> Result<Option<Instant>> {
         for _ in 0..COMPARISONS {
             self.cx.check_cancelled()?;
-            let Some(file) = self.log_file(control).await else {
+            let place = self.place(control).await;
+            if place.is_none() {
                 return Ok(None);
-            };
-            let place = Some((file, self.gtid(control).await));
+            }
             // A transaction that commits just now may stand in the log already, and in some readers' snapshots not yet.
             tokio::time::sleep(QUIET).await;
             if self.place(control).await != place {
@@ -226,7 +238,6 @@ impl Taking<'_> {
             }
             start_all(readers).await?;
             let at = self.cx.clock.now();
-            let position = self.position(control).await;
             tokio::time::sleep(QUIET).await;
             if self.place(control).await == place {
                 self.warn(format!(
@@ -234,19 +245,19 @@ impl Taking<'_> {
                     QUIET.as_millis()
                 ));
                 self.warn(WHAT_IS_NOT_LOGGED.into());
-                let instant = self.unlocked(control, at, "positions-compared", position, before);
+                let instant = self.unlocked(control, at, "positions-compared", place, before);
                 return instant.await.map(Some);
             }
-            for reader in readers.iter_mut() {
-                reader.run("ROLLBACK").await?;
-            }
+            roll_back(readers).await?;
         }
         Ok(None)
     }
 
-    async fn place(&mut self, control: &mut Connection) -> Option<(String, String)> {
+    /// A position that names the file: what is in flight shows there first.
+    async fn place(&mut self, control: &mut Connection) -> Option<String> {
         let file = self.log_file(control).await?;
-        Some((file, self.gtid(control).await))
+        let gtid = self.gtid(control).await;
+        Some(super::position(&gtid, &file))
     }
 
     /// One connection, one snapshot.
@@ -254,7 +265,7 @@ impl Taking<'_> {
         let Some(mut reader) = readers.pop() else {
             return Err(bk_core::error::bug("no connection to read with"));
         };
-        let before = self.listed(&mut reader).await?;
+        let (_, before) = self.listed(&mut reader).await?;
         let earlier = self.position(&mut reader).await;
         start_all(std::slice::from_mut(&mut reader)).await?;
         let at = self.cx.clock.now();
@@ -280,9 +291,7 @@ impl Taking<'_> {
         position: Option<String>,
         before: &[Table],
     ) -> Result<Instant> {
-        let databases = catalogue::databases(control, self.filter).await?;
-        let mut tables = self.tables(control, &databases).await?;
-        catalogue::stamp(control, &databases, &mut tables).await?;
+        let (databases, mut tables) = self.listed(control).await?;
         // As they were before the snapshots: DDL that came between fails its table when its rows have been read.
         let mut earlier: HashMap<_, _> = before.iter().map(|t| (t.unit(), t)).collect();
         for table in &mut tables {

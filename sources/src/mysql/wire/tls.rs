@@ -63,13 +63,6 @@ struct Verifier {
     verifier: Arc<WebPkiServerVerifier>,
 }
 
-impl Verifier {
-    /// Whoever answers is believed.
-    fn trusts_anybody(&self) -> bool {
-        matches!(self.tls, Tls::Off | Tls::Prefer | Tls::Require)
-    }
-}
-
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -79,20 +72,17 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = || {
-            self.verifier
-                .verify_server_cert(certificate, between, name, ocsp, now)
-        };
-        match self.tls {
-            Tls::Off | Tls::Prefer | Tls::Require => Ok(ServerCertVerified::assertion()),
-            Tls::Verify => verified(),
-            Tls::VerifyCa => match verified() {
-                Err(rustls::Error::InvalidCertificate(
-                    CertificateError::NotValidForName
-                    | CertificateError::NotValidForNameContext { .. },
-                )) => Ok(ServerCertVerified::assertion()),
-                other => other,
-            },
+        if !self.tls.looks_at_certificates() {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified = self
+            .verifier
+            .verify_server_cert(certificate, between, name, ocsp, now);
+        match verified {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.tls == Tls::VerifyCa => Ok(ServerCertVerified::assertion()),
+            other => other,
         }
     }
 
@@ -102,7 +92,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        if self.trusts_anybody() {
+        if !self.tls.looks_at_certificates() {
             return Ok(HandshakeSignatureValid::assertion());
         }
         self.verifier
@@ -115,7 +105,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        if self.trusts_anybody() {
+        if !self.tls.looks_at_certificates() {
             return Ok(HandshakeSignatureValid::assertion());
         }
         self.verifier

@@ -84,6 +84,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Write an archive's members as plain files into a folder
     Extract(ExtractArgs),
+    /// Copy archives from one sink to another
+    Copy(CopyArgs),
     /// Delete what `keep` lets go
     Prune(PruneArgs),
     /// Pin an archive: it is never deleted by retention
@@ -128,6 +130,26 @@ pub struct BackupArgs {
     /// Wait for another run of the same settings file: 30s, 10m
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub wait_lock: Option<std::time::Duration>,
+}
+
+/// `bk copy`
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The sink that has them
+    #[arg(long, value_name = "SINK")]
+    pub from: String,
+    /// The sink that gets them
+    #[arg(long, value_name = "SINK")]
+    pub to: String,
+    /// A date, a version, an id or a name, as `bk list` prints them; without it the newest whole one
+    #[arg(value_name = "ARCHIVE", conflicts_with = "all")]
+    pub archive: Option<String>,
+    /// All that the other sink lacks
+    #[arg(long)]
+    pub all: bool,
+    /// Print what would be copied and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which archive.
@@ -327,6 +349,9 @@ pub struct PinArgs {
 /// `bk check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Print the least rights that a backup into this sink needs, and end
+    #[arg(long, value_name = "SINK")]
+    pub policy: Option<String>,
     /// Exit 9 when the newest whole archive is older: 36h, 2d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub max_age: Option<std::time::Duration>,

@@ -16,6 +16,10 @@ pub fn registry() -> Registry {
         sinks: vec![
             #[cfg(feature = "local")]
             bk_sinks::local::plugin(),
+            #[cfg(feature = "object")]
+            bk_sinks::object::plugin(),
+            #[cfg(feature = "s3")]
+            bk_sinks::s3::plugin(),
         ],
     }
 }

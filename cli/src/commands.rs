@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 mod config;
+mod copy;
 mod extract;
 mod list;
 mod pin;
@@ -76,6 +77,7 @@ async fn with_settings(command: Command, global: &Global, cx: Context) -> Result
         Command::Show(args) => show::run(&cx, &config, &args, global).await,
         Command::Verify(args) => verify::run(&cx, &config, &args, global).await,
         Command::Extract(args) => extract::run(&cx, &config, &args, global).await,
+        Command::Copy(args) => copy::run(&cx, &config, &args, global).await,
         Command::Prune(args) => prune::run(&cx, &config, &args, global).await,
         Command::Pin(args) => pin::run(&cx, &config, &args, pin::What::Pin).await,
         Command::Unpin(args) => pin::run(&cx, &config, &args, pin::What::Unpin).await,

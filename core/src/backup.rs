@@ -21,6 +21,7 @@ use crate::tee::Tee;
 use futures::future::join_all;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+pub(crate) use publish::read_back;
 use running::Running;
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ impl Default for Limits {
             stall: Duration::from_mins(1),
             check: Duration::from_secs(10),
             unreachable: Duration::from_mins(1),
-            create: Duration::from_mins(1),
+            // A sink may finish what an earlier run left, which copies inside the store.
+            create: Duration::from_mins(10),
             publish: Duration::from_mins(10),
             close: Duration::from_secs(30),
         }
@@ -512,7 +514,7 @@ pub fn draw_id() -> Result<String> {
 }
 
 /// The name that a run of this start asks for.
-pub fn archive_name(settings: &ArchiveSettings, start: Timestamp) -> ArchiveName {
+pub fn archive_name(settings: &ArchiveSettings, start: Timestamp, id: &str) -> ArchiveName {
     let zone = TimeZone::get(&settings.timezone).unwrap_or(TimeZone::UTC);
     let day = start.to_zoned(zone).strftime("%Y-%m-%d").to_string();
     ArchiveName {
@@ -520,5 +522,6 @@ pub fn archive_name(settings: &ArchiveSettings, start: Timestamp) -> ArchiveName
         start,
         day,
         suffix: ".tar.xz".into(),
+        id: id.into(),
     }
 }

@@ -3,6 +3,8 @@
 //! What a tail says is kept in notes beside the archives, so that a list over thousands reads only the new ones. A note is a hint: it is
 //! keyed by name, version, size and etag, rebuilt when lost, and never believed before something is deleted.
 
+mod notes;
+
 use crate::archive::format::{FORMAT_MEMBER, FormatMember};
 use crate::archive::read_at::{ReadAt, SinkReadAt};
 use crate::archive::tail::Opened;
@@ -11,22 +13,22 @@ use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
 use crate::manifest::{Manifest, State, Totals};
-use crate::name::compact;
+use crate::name::{ArchiveName, compact};
 use crate::retention::{Known, Size};
-use crate::sink::{Filter, NoteName, Sink, Stored, Was};
+use crate::sink::{Care, Filter, Sink, Stored};
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use notes::Noted;
+pub use notes::remember;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Tails that are read at once.
 const TAILS_AT_ONCE: usize = 16;
 /// Patience with one sink's list and the tails of its new archives.
 const LIST_LIMIT: std::time::Duration = std::time::Duration::from_mins(5);
-/// No note is larger.
-const NOTE_MAX_BYTES: usize = 1 << 20;
 
 /// One stored copy, with what its tail says.
 #[derive(Clone, Debug, Serialize)]
@@ -40,7 +42,7 @@ pub struct Entry {
 }
 
 /// What a stored file turned out to be.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
     /// An archive of this site.
@@ -73,6 +75,9 @@ pub struct Summary {
     pub tool: String,
     /// What is inside.
     pub instances: Vec<SummaryInstance>,
+    /// SHA-256 of the stored bytes, where the run that wrote it left it in a note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// An instance in short.
@@ -105,6 +110,7 @@ impl From<&Manifest> for Summary {
             label: manifest.label.clone(),
             tool: manifest.tool.clone(),
             instances: instances.collect(),
+            sha256: None,
         }
     }
 }
@@ -131,6 +137,12 @@ impl Entry {
             Some(summary) if self.stored.version.is_empty() => compact(summary.created),
             _ => self.stored.version.clone(),
         }
+    }
+
+    /// The day that a foreign thing has in its name.
+    pub fn day_in_name(&self) -> Option<jiff::civil::Date> {
+        let name = ArchiveName::parse(&self.stored.name, Timestamp::UNIX_EPOCH, "")?;
+        name.day.parse().ok()
     }
 
     /// The same for retention.
@@ -162,21 +174,21 @@ pub struct Catalogue {
     pub failures: Vec<(String, Error)>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct CatalogueNote {
-    format: u32,
-    entries: Vec<(Stored, Summary)>,
-}
-
 impl Catalogue {
     /// Reads all sinks, side by side.
     pub async fn read(cx: &Context, sinks: &[SinkInstance]) -> Self {
+        Self::read_with(cx, sinks, Care::Look).await
+    }
+
+    /// Reads all sinks with this care.
+    pub async fn read_with(cx: &Context, sinks: &[SinkInstance], care: Care) -> Self {
         let each = sinks.iter().map(|sink| async move {
             let cx = cx.for_instance(&sink.name);
             let late = || Error::new(ErrorKind::Unreachable, "listing its archives took too long");
             (
                 sink.name.clone(),
-                cx.within(LIST_LIMIT, late, read_sink(&cx, sink)).await,
+                cx.within(LIST_LIMIT, late, read_sink(&cx, sink, care))
+                    .await,
             )
         });
         let mut catalogue = Self::default();
@@ -261,6 +273,35 @@ impl Catalogue {
     }
 }
 
+impl Catalogue {
+    /// What others left that fits a date or a version: by the day in its name where it has one, else by its last change. The newest of them.
+    pub fn choose_foreign(&self, wish: &Wish, zone: &TimeZone) -> Option<&Entry> {
+        let moment = match &wish.date {
+            Some(date) => Some(Moment::parse(date, zone).ok()?),
+            None => None,
+        };
+        let fits = |entry: &&Entry| {
+            let stored = &entry.stored;
+            let name = stored.name.trim_start_matches('/');
+            let of_sink = wish.from.as_ref().is_none_or(|from| *from == entry.sink);
+            let version = wish
+                .version
+                .as_ref()
+                .is_none_or(|v| *v == stored.version || *v == stored.name || *v == name);
+            let date = moment.is_none_or(|moment| match (moment, entry.day_in_name()) {
+                (Moment::Day(day), Some(named)) => day == named,
+                (moment, _) => moment.takes(stored.modified, zone),
+            });
+            matches!(entry.what, What::Foreign) && of_sink && version && date
+        };
+        self.entries
+            .iter()
+            .filter(fits)
+            // The first of equal ones: sinks list newest first.
+            .min_by_key(|entry| std::cmp::Reverse(entry.stored.modified))
+    }
+}
+
 fn newest_first(entry: &Entry) -> (u8, std::cmp::Reverse<Timestamp>, String, String) {
     match &entry.what {
         What::Archive(summary) => (
@@ -329,6 +370,13 @@ pub struct Wish {
     pub partial_too: bool,
 }
 
+impl Wish {
+    /// Whether it asks for more than the newest.
+    pub fn is_definite(&self) -> bool {
+        self.date.is_some() || self.version.is_some()
+    }
+}
+
 /// A day, or an instant whose newest archive at or before it is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -376,21 +424,21 @@ impl Moment {
     }
 }
 
-async fn read_sink(cx: &Context, instance: &SinkInstance) -> Result<Vec<Entry>> {
+async fn read_sink(cx: &Context, instance: &SinkInstance, care: Care) -> Result<Vec<Entry>> {
     let sink = &instance.sink;
-    let stored = sink.list(cx, &Filter::default()).await?;
-    let months: BTreeSet<String> = stored.iter().map(|s| month(s.modified)).collect();
-    let mut noted: HashMap<Stored, Summary> = HashMap::new();
-    for month in &months {
-        noted.extend(read_note(cx, sink, month).await);
-    }
-    let known = noted.len();
+    let filter = Filter {
+        prefix: String::new(),
+        care,
+    };
+    let mut stored = sink.list(cx, &filter).await?;
+    let noted = Noted::read(cx, sink, care).await?;
+    stored.extend(not_listed(cx, sink, &noted, &stored, care).await?);
     let entries: Vec<Entry> = stream::iter(stored)
         .map(|stored| {
             let hint = noted.get(&stored).cloned();
             async move {
                 let what = match hint {
-                    Some(summary) => What::Archive(Box::new(summary)),
+                    Some(what) => what,
                     None => look(cx, sink, &stored).await?,
                 };
                 Ok::<_, Error>(Entry {
@@ -400,76 +448,67 @@ async fn read_sink(cx: &Context, instance: &SinkInstance) -> Result<Vec<Entry>> 
                 })
             }
         })
-        .buffer_unordered(TAILS_AT_ONCE)
+        // In the order of the list: copies of one second are told apart by it.
+        .buffered(TAILS_AT_ONCE)
         .collect::<Vec<_>>()
         .await
         .into_iter()
         .collect::<Result<_>>()?;
-    let fresh = entries
-        .iter()
-        .filter(|e| e.summary().is_some_and(|_| !noted.contains_key(&e.stored)))
-        .count();
-    let gone = known + fresh != entries.iter().filter(|e| e.summary().is_some()).count();
-    if fresh > 0 || gone {
-        write_notes(cx, sink, &entries).await;
-    }
+    noted.update(cx, sink, &entries, care).await;
     Ok(entries)
 }
 
-fn month(at: Timestamp) -> String {
-    at.strftime("%Y-%m").to_string()
-}
-
-fn note_name(cx: &Context, month: &str) -> NoteName {
-    NoteName {
-        site: cx.site.to_string(),
-        name: format!("catalogue-{month}"),
-    }
-}
-
-async fn read_note(cx: &Context, sink: &Arc<dyn Sink>, month: &str) -> Vec<(Stored, Summary)> {
-    let note = match sink.note(cx, &note_name(cx, month)).await {
-        Ok(Some(note)) => note,
-        Ok(None) => return Vec::new(),
-        Err(error) => {
-            tracing::debug!(%error, "catalogue note not readable, tails are read instead");
-            return Vec::new();
+/// What the notes know and the list leaves out is asked for: a list that hides archives must not decide what is deleted.
+async fn not_listed(
+    cx: &Context,
+    sink: &Arc<dyn Sink>,
+    noted: &Noted,
+    listed: &[Stored],
+    care: Care,
+) -> Result<Vec<Stored>> {
+    let asked = stream::iter(noted.missing(listed))
+        .map(|(stored, _)| async move {
+            let there = is_there(cx, sink, &stored).await;
+            (stored, there)
+        })
+        .buffer_unordered(TAILS_AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    let mut found = Vec::new();
+    for (stored, there) in asked {
+        match (there, care) {
+            (Ok(false), _) => {}
+            (Ok(true), Care::Delete) => {
+                return Err(conflict(format!(
+                    "the listing looks cut: `{}` is there and is not in it",
+                    stored.name
+                ))
+                .hint("repeat later; nothing was deleted"));
+            }
+            (Ok(true), Care::Look) => {
+                tracing::warn!(name = %stored.name, version = %stored.version, "is there, but was not listed: the list looks cut");
+                found.push(stored);
+            }
+            (Err(error), Care::Delete) => return Err(error),
+            (Err(error), Care::Look) => {
+                tracing::debug!(%error, "a noted archive cannot be asked for");
+            }
         }
+    }
+    Ok(found)
+}
+
+async fn is_there(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<bool> {
+    let first = match sink.read(cx, stored, 0..stored.bytes.min(1)).await {
+        Ok(mut stream) => stream.next().await.transpose(),
+        Err(error) => Err(error),
     };
-    // A note that cannot be parsed is as good as none.
-    let note = serde_json::from_slice::<CatalogueNote>(&note.body);
-    note.ok()
-        .filter(|n| n.format == 1)
-        .map(|n| n.entries)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|(_, s)| *s.site == *cx.site)
-        .collect()
-}
-
-async fn write_notes(cx: &Context, sink: &Arc<dyn Sink>, entries: &[Entry]) {
-    let mut months: BTreeMap<String, Vec<(Stored, Summary)>> = BTreeMap::new();
-    for entry in entries {
-        if let Some(summary) = entry.summary() {
-            months
-                .entry(month(entry.stored.modified))
-                .or_default()
-                .push((entry.stored.clone(), summary.clone()));
-        }
-    }
-    for (month, entries) in months {
-        let Ok(body) = serde_json::to_vec(&CatalogueNote { format: 1, entries }) else {
-            continue;
-        };
-        if body.len() > NOTE_MAX_BYTES {
-            continue;
-        }
-        if let Err(error) = sink
-            .set_note(cx, &note_name(cx, &month), body.into(), Was::Any)
-            .await
-        {
-            tracing::debug!(%error, "catalogue note not written");
-        }
+    match first {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        // Another file lies under the name now.
+        Err(error) if error.kind == ErrorKind::Conflict => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -9,7 +9,7 @@
 //! [`restore::select`] turns a [`selector`] into blocks; [`archive::reader`] fetches, checks and decodes just those; the source's restore
 //! takes the members from [`restore::input`] and counts what its target acknowledged.
 //!
-//! The verbs are [`backup`], [`restore`], [`verify`], [`extract`] and [`prune`]: plan in, report out. [`retention`] decides and deletes
+//! The verbs are [`backup`], [`restore`], [`verify`], [`extract`], [`copy`] and [`prune`]: plan in, report out. [`retention`] decides and deletes
 //! nothing. [`config`] lays file, environment and flags over each other and names every mistake with its place.
 
 pub mod archive;
@@ -17,6 +17,7 @@ pub mod backup;
 pub mod catalog;
 pub mod config;
 pub mod context;
+pub mod copy;
 pub mod error;
 pub mod event;
 pub mod extract;

@@ -155,9 +155,29 @@ pub struct ArchiveName {
     pub day: String,
     /// `.tar.xz`, and what an envelope adds.
     pub suffix: String,
+    /// The archive's id: what tells it from any other that asks for the same name.
+    pub id: String,
 }
 
 impl ArchiveName {
+    /// The name that an archive once asked for, from the one that it got: `backup.2026-08-22.20260822T031500Z-2.tar.xz.partial`.
+    pub fn parse(stored: &str, start: Timestamp, id: &str) -> Option<Self> {
+        let file = stored.rsplit('/').next()?;
+        let suffix = file.find(".tar")?;
+        let mut parts = file.match_indices('.').map(|(at, _)| at);
+        let dot = parts.find(|dot| {
+            let day = file.get(dot + 1..dot + 11).unwrap_or_default();
+            *dot < suffix && day.parse::<jiff::civil::Date>().is_ok()
+        })?;
+        Some(Self {
+            prefix: file[..dot].to_owned(),
+            start,
+            day: file[dot + 1..dot + 11].to_owned(),
+            suffix: file[suffix..].trim_end_matches(".partial").to_owned(),
+            id: id.to_owned(),
+        })
+    }
+
     /// The names to try in order, without end: the day's, the start's, then `-2`, `-3`, … No published name is ever taken twice.
     pub fn candidates(&self, complete: bool) -> impl Iterator<Item = String> + '_ {
         let partial = if complete { "" } else { ".partial" };
@@ -170,6 +190,18 @@ impl ArchiveName {
             };
             format!("{}.{middle}{}{partial}", self.prefix, self.suffix)
         })
+    }
+
+    /// A name that no other archive asks for, for sinks that fix it before the first byte: `backup.2026-08-22.20260822T031500Z-1f0c9a.tar.xz`.
+    pub fn unique(&self) -> String {
+        let id = self.id.get(..6).unwrap_or(&self.id);
+        format!(
+            "{}.{}.{}-{id}{}",
+            self.prefix,
+            self.day,
+            compact(self.start),
+            self.suffix
+        )
     }
 
     /// The day's plain name.
@@ -196,6 +228,21 @@ mod tests {
             assert_eq!(unescape(&escape(bytes)), bytes);
             assert!(!escape(bytes).chars().any(char::is_control));
         }
+    }
+
+    #[test]
+    fn a_stored_name_says_what_was_asked_for() {
+        for stored in [
+            "backup.2026-08-22.tar.xz",
+            "daily/backup.2026-08-22.20260822T031500Z-2.tar.xz.partial",
+            "my.site.2026-08-22.20260822T031500Z-1f0c9a.tar.xz",
+        ] {
+            let name = ArchiveName::parse(stored, Timestamp::UNIX_EPOCH, "1").unwrap();
+            assert_eq!(name.day, "2026-08-22");
+            assert_eq!(name.suffix, ".tar.xz");
+            assert!(stored.contains(&format!("{}.2026", name.prefix)));
+        }
+        assert!(ArchiveName::parse("photos.tar", Timestamp::UNIX_EPOCH, "1").is_none());
     }
 
     #[test]

@@ -91,9 +91,17 @@ async fn change<T: Serialize + DeserializeOwned + Default>(
             site: cx.site.to_string(),
             name: name.to_owned(),
         };
-        match sink.set_note(cx, &note_name, body.into(), was).await {
-            Err(error) if error.kind == ErrorKind::Conflict => {}
-            other => return other,
+        match sink
+            .set_note(cx, &note_name, body.clone().into(), was)
+            .await
+        {
+            Err(error) if error.kind == ErrorKind::Conflict => continue,
+            other => other?,
+        }
+        // Not every sink's conditions are atomic: another writer may have won after all.
+        let there = sink.note(cx, &note_name).await?;
+        if there.is_some_and(|note| note.body == body) {
+            return Ok(());
         }
     }
     Err(crate::Error::new(

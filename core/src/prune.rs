@@ -2,21 +2,29 @@
 
 use crate::archive::read_at::SinkReadAt;
 use crate::archive::tail::Opened;
-use crate::catalog::{Catalogue, Entry};
+use crate::catalog::{Catalogue, Entry, Summary};
 use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, bug, not_found};
 use crate::pins;
 use crate::retention::{self, Known, Verdict};
-use crate::sink::{NoteName, Was};
+use crate::sink::{Care, NoteName, Wanted, Was};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Minutes after which another's lease counts no more.
 const LEASE_MINUTES: i64 = 10;
+const LEASE_PREFIX: &str = "lease-";
+/// How often a pruner that met another steps back before it gives up.
+const LEASE_TRIES: u32 = 3;
+/// Leases written within so many seconds met each other.
+const SAME_MOMENT_SECONDS: i64 = 5;
+/// Copies that are deleted between two looks at the lease.
+const BATCH: usize = 20;
+const GIVE_BACK_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// How to prune.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +48,8 @@ pub struct Pruned {
     pub deleted: Vec<String>,
     /// What could not be deleted, and why.
     pub failed: Vec<String>,
+    /// What was told to the sink's own expiry.
+    pub settled: Vec<String>,
 }
 
 impl Pruned {
@@ -55,6 +65,7 @@ impl Pruned {
             lines.push(format!("{} old archives deleted", self.deleted.len()));
         }
         lines.extend(self.failed.iter().cloned());
+        lines.extend(self.settled.iter().cloned());
         lines
     }
 }
@@ -67,17 +78,22 @@ pub async fn prune_sink(
     options: &PruneOptions,
 ) -> Result<Pruned> {
     let Some(keep) = instance.policy.keep else {
-        return Ok(Pruned {
+        let mut pruned = Pruned {
             sink: instance.name.clone(),
             ..Pruned::default()
-        });
+        };
+        if !options.dry_run {
+            // Where nothing is let go any more, nothing may go by itself either.
+            pruned.settled = told(instance.sink.settle(cx, &[]).await);
+        }
+        return Ok(pruned);
     };
     let lease = if options.dry_run {
         None
     } else {
         Some(Lease::take(cx, instance).await?)
     };
-    let pruned = prune_held(cx, instance, zone, options, &keep).await;
+    let pruned = prune_held(cx, instance, zone, options, &keep, lease.as_ref()).await;
     if let Some(lease) = lease {
         lease.give_back(cx, instance).await;
     }
@@ -90,8 +106,9 @@ async fn prune_held(
     zone: &TimeZone,
     options: &PruneOptions,
     keep: &retention::Keep,
+    lease: Option<&Lease>,
 ) -> Result<Pruned> {
-    let catalogue = Catalogue::read(cx, std::slice::from_ref(instance)).await;
+    let catalogue = Catalogue::read_with(cx, std::slice::from_ref(instance), Care::Delete).await;
     if let Some((_, error)) = catalogue.failures.into_iter().next() {
         return Err(error);
     }
@@ -124,8 +141,15 @@ async fn prune_held(
         names,
         ..Pruned::default()
     };
-    if !options.dry_run {
-        delete_all(cx, instance, &entries, &mut pruned).await?;
+    if let Some(lease) = lease {
+        if let Err(error) = delete_all(cx, instance, &entries, lease, &mut pruned).await {
+            if pruned.deleted.is_empty() {
+                return Err(error);
+            }
+            // What is gone already must be in the report.
+            pruned.failed.push(format!("stopped midway: {error}"));
+        }
+        pruned.settled = settle(cx, instance, &entries, &pruned).await;
     }
     Ok(pruned)
 }
@@ -147,6 +171,7 @@ async fn delete_all(
     cx: &Context,
     instance: &SinkInstance,
     entries: &[&Entry],
+    lease: &Lease,
     pruned: &mut Pruned,
 ) -> Result<()> {
     let going: Vec<String> = pruned.verdict.deletions().map(str::to_owned).collect();
@@ -164,11 +189,14 @@ async fn delete_all(
     check_is(cx, instance, newest).await.map_err(|e| {
         e.within("the newest archive that would stay cannot be read, so nothing was deleted")
     })?;
-    for entry in entries
+    let going = entries
         .iter()
-        .filter(|e| e.summary().is_some_and(|s| going.contains(&s.id)))
-    {
+        .filter(|e| e.summary().is_some_and(|s| going.contains(&s.id)));
+    for (n, entry) in going.enumerate() {
         cx.check_cancelled()?;
+        if n % BATCH == 0 {
+            lease.renew(cx, instance).await?;
+        }
         let Some(summary) = entry.summary() else {
             continue;
         };
@@ -186,6 +214,50 @@ async fn delete_all(
     Ok(())
 }
 
+/// Tells the sink for how long what stays is wanted: never while retention holds, and only what it was told goes by itself one day.
+async fn settle(
+    cx: &Context,
+    instance: &SinkInstance,
+    entries: &[&Entry],
+    pruned: &Pruned,
+) -> Vec<String> {
+    let held = !pruned.verdict.holds.is_empty();
+    let left = || {
+        entries.iter().filter(|entry| {
+            let id = entry.summary().map(|s| &s.id);
+            id.is_some_and(|id| !pruned.deleted.contains(id))
+        })
+    };
+    // The newest whole one is what everything else goes for: without it nothing is let go.
+    let newest = left().find(|entry| entry.summary().is_some_and(Summary::is_full));
+    let proven = match newest {
+        Some(newest) if !held => check_is(cx, instance, newest).await,
+        _ => Ok(()),
+    };
+    if let Err(error) = proven {
+        return vec![format!(
+            "the sink's own expiry was not set: the newest archive cannot be read: {error}"
+        )];
+    }
+    let wanted = |entry: &&Entry| {
+        let id = &entry.summary()?.id;
+        let decision = pruned.verdict.decisions.iter().find(|d| d.id == *id)?;
+        let wanted = match (decision.keep, decision.tier) {
+            _ if held => Wanted::Always,
+            (false, _) => Wanted::NoMore,
+            (true, Some(tier)) => Wanted::For(tier),
+            (true, None) => Wanted::Always,
+        };
+        Some((entry.stored.clone(), wanted))
+    };
+    let all: Vec<_> = left().filter_map(wanted).collect();
+    told(instance.sink.settle(cx, &all).await)
+}
+
+fn told(settled: Result<Vec<String>>) -> Vec<String> {
+    settled.unwrap_or_else(|error| vec![format!("the sink's own expiry was not set: {error}")])
+}
+
 /// The stored file is the very archive that the catalogue says.
 async fn check_is(cx: &Context, instance: &SinkInstance, entry: &Entry) -> Result<()> {
     let read = Arc::new(SinkReadAt::new(
@@ -194,11 +266,12 @@ async fn check_is(cx: &Context, instance: &SinkInstance, entry: &Entry) -> Resul
         entry.stored.clone(),
     ));
     let opened = Opened::open(read).await?;
-    let same = entry.summary().is_some_and(|s| {
-        s.id == opened.manifest.id
-            && s.site == opened.manifest.site
-            && s.complete == opened.manifest.complete
+    let said = entry.summary().map(|summary| Summary {
+        sha256: None,
+        ..summary.clone()
     });
+    // Everything that decided: a note that lies of a date or a size deletes nothing.
+    let same = said.is_some_and(|said| said == Summary::from(&opened.manifest));
     if same {
         Ok(())
     } else {
@@ -209,71 +282,142 @@ async fn check_is(cx: &Context, instance: &SinkInstance, entry: &Entry) -> Resul
     }
 }
 
-/// One pruner at a time on a shared sink.
+/// One pruner at a time on a shared sink: each writes a note of its own and looks whether it is alone. It needs no condition of the sink, only
+/// its clock. Pruning is safe without it, since every copy is read again before it goes; the lease saves two from the same work.
 struct Lease {
-    etag: Option<String>,
+    name: NoteName,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct LeaseNote {
-    until: Timestamp,
+    since: Timestamp,
 }
 
 impl Lease {
-    fn name(cx: &Context) -> NoteName {
-        NoteName {
-            site: cx.site.to_string(),
-            name: "lease".into(),
+    async fn take(cx: &Context, instance: &SinkInstance) -> Result<Self> {
+        for attempt in 1.. {
+            let lease = Self {
+                name: NoteName {
+                    site: cx.site.to_string(),
+                    name: format!("{LEASE_PREFIX}{}", crate::backup::draw_id()?),
+                },
+            };
+            lease.write(cx, instance).await?;
+            let met = lease.others(cx, instance).await;
+            let Ok(Meeting::Alone) = met else {
+                lease.give_back(cx, instance).await;
+                if attempt < LEASE_TRIES && matches!(met, Ok(Meeting::Together)) {
+                    let pause = 1 + u64::from(chance()?) % 30;
+                    let late = || Error::new(ErrorKind::Locked, "");
+                    // Whoever waits less finds the other gone.
+                    let waited = cx
+                        .within(
+                            std::time::Duration::from_secs(pause),
+                            late,
+                            std::future::pending::<Result<()>>(),
+                        )
+                        .await;
+                    if waited.is_err_and(|e| e.kind == ErrorKind::Cancelled) {
+                        return Err(Error::cancelled());
+                    }
+                    continue;
+                }
+                met?;
+                return Err(Self::locked(instance));
+            };
+            return Ok(lease);
         }
+        Err(Self::locked(instance))
     }
 
-    async fn take(cx: &Context, instance: &SinkInstance) -> Result<Self> {
-        let name = Self::name(cx);
-        let there = instance.sink.note(cx, &name).await?;
-        let was = match &there {
-            None => Was::Absent,
-            Some(note) => {
-                let held = serde_json::from_slice::<LeaseNote>(&note.body)
-                    .is_ok_and(|lease| lease.until > cx.clock.now());
-                if held {
-                    return Err(Error::new(
-                        ErrorKind::Locked,
-                        format!("another run prunes `{}`", instance.name),
-                    )
-                    .hint("wait some minutes and repeat"));
-                }
-                Was::Same(note.etag.clone())
-            }
-        };
+    fn locked(instance: &SinkInstance) -> Error {
+        Error::new(
+            ErrorKind::Locked,
+            format!("another run prunes `{}`", instance.name),
+        )
+        .hint("wait some minutes and repeat")
+    }
+
+    async fn write(&self, cx: &Context, instance: &SinkInstance) -> Result<()> {
         let body = serde_json::to_vec(&LeaseNote {
-            until: cx.clock.now() + LEASE_MINUTES.minutes(),
+            since: cx.clock.now(),
         })
         .map_err(|e| bug(e.to_string()))?;
-        match instance.sink.set_note(cx, &name, body.into(), was).await {
-            Err(error) if error.kind == ErrorKind::Conflict => Err(Error::new(
+        let written = instance
+            .sink
+            .set_note(cx, &self.name, body.into(), Was::Any)
+            .await;
+        written.map_err(|e| e.within("the lease for pruning"))
+    }
+
+    /// Who else holds one that has not run out, by the sink's clock.
+    async fn others(&self, cx: &Context, instance: &SinkInstance) -> Result<Meeting> {
+        let seen = instance.sink.notes(cx, &cx.site, LEASE_PREFIX).await?;
+        let Some(own) = seen.iter().find(|note| note.name == self.name) else {
+            return Err(Error::new(
                 ErrorKind::Locked,
-                format!("another run prunes `{}`", instance.name),
-            )),
-            Err(error) => Err(error),
-            Ok(()) => Ok(Self {
-                etag: instance.sink.note(cx, &name).await?.map(|note| note.etag),
-            }),
+                format!("the lease for pruning `{}` is gone", instance.name),
+            ));
+        };
+        let (alive, over): (Vec<_>, Vec<_>) = seen
+            .iter()
+            .filter(|note| note.name != self.name)
+            .partition(|note| note.modified + LEASE_MINUTES.minutes() > own.modified);
+        for left in over {
+            // Of a run that was killed.
+            if let Err(error) = instance.sink.remove_note(cx, &left.name).await {
+                tracing::debug!(%error, "a lease that ran out stays");
+            }
+        }
+        Ok(if alive.is_empty() {
+            Meeting::Alone
+        } else if alive
+            .iter()
+            .all(|note| note.modified + SAME_MOMENT_SECONDS.seconds() > own.modified)
+        {
+            Meeting::Together
+        } else {
+            Meeting::Held
+        })
+    }
+
+    /// Before each batch of deletions: written anew, and still alone.
+    async fn renew(&self, cx: &Context, instance: &SinkInstance) -> Result<()> {
+        self.write(cx, instance).await?;
+        match self.others(cx, instance).await? {
+            Meeting::Alone | Meeting::Together => Ok(()),
+            Meeting::Held => Err(Self::locked(instance)),
         }
     }
 
     async fn give_back(self, cx: &Context, instance: &SinkInstance) {
-        let Some(etag) = self.etag else { return };
-        let Ok(body) = serde_json::to_vec(&LeaseNote {
-            until: Timestamp::UNIX_EPOCH,
-        }) else {
-            return;
+        // A run that was told to stop gives it back too, within a limit.
+        let cx = Context {
+            cancel: tokio_util::sync::CancellationToken::new(),
+            ..cx.clone()
         };
-        if let Err(error) = instance
-            .sink
-            .set_note(cx, &Self::name(cx), body.into(), Was::Same(etag))
-            .await
-        {
+        let late = || Error::new(ErrorKind::Unreachable, "it took too long");
+        let removed = cx.within(
+            GIVE_BACK_LIMIT,
+            late,
+            instance.sink.remove_note(&cx, &self.name),
+        );
+        if let Err(error) = removed.await {
             tracing::debug!(%error, "lease not given back, it ends by itself");
         }
     }
+}
+
+/// What a pruner finds beside its own lease.
+enum Meeting {
+    Alone,
+    /// Others began in the same moment: all step back.
+    Together,
+    /// Somebody held it before.
+    Held,
+}
+
+fn chance() -> Result<u32> {
+    let id = crate::backup::draw_id()?;
+    u32::from_str_radix(&id[..8], 16).map_err(|e| bug(e.to_string()))
 }

@@ -4,6 +4,7 @@ pub mod foreign;
 pub mod input;
 pub mod select;
 
+use crate::archive::foreign::Foreign;
 use crate::archive::format::Stage;
 use crate::archive::read_at::{ReadAt, SinkReadAt};
 use crate::archive::reader::Copies;
@@ -181,6 +182,25 @@ pub async fn open(
     }
 }
 
+/// What others left on a sink, when a date or a version asks for it and nothing of this site fits.
+async fn foreign_on_sinks(
+    cx: &Context,
+    config: &Config,
+    request: &Request,
+) -> Result<Option<(String, String, Foreign)>> {
+    let sinks: Vec<SinkInstance> = match &request.wish.from {
+        Some(name) => vec![config.sink(name)?.clone()],
+        None => config.sinks.clone(),
+    };
+    let catalogue = Catalogue::read(cx, &sinks).await;
+    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    // One of ours that fits and could not be opened is no reason to take a stranger's.
+    if catalogue.choose(&request.wish, &zone).is_ok() {
+        return Ok(None);
+    }
+    foreign::on_sinks(cx, &catalogue, &sinks, &request.wish, &zone).await
+}
+
 /// An archive that was chosen and opened.
 pub struct Chosen {
     /// The sink, or `file`.
@@ -202,9 +222,29 @@ pub async fn prepare<'a>(
     if let Some(path) = request.file.clone()
         && foreign::is_foreign(&path).await?
     {
-        return foreign::prepare(cx, config, request, path).await;
+        let thing = Foreign::open(&path).await?;
+        return foreign::prepare(cx, config, request, ("file".into(), String::new(), thing)).await;
     }
-    let (chosen, mut warnings) = open(cx, config, &request).await?;
+    let opened = open(cx, config, &request).await;
+    let nothing = matches!(&opened, Err(error) if error.kind == ErrorKind::NotFound);
+    if nothing
+        && request.wish.is_definite()
+        && let Some(found) = foreign_on_sinks(cx, config, &request).await?
+    {
+        return foreign::prepare(cx, config, request, found).await;
+    }
+    let (chosen, warnings) = opened?;
+    prepare_archive(cx, config, request, chosen, warnings).await
+}
+
+/// The same for an archive of this site that was chosen and opened.
+async fn prepare_archive<'a>(
+    cx: &Context,
+    config: &'a Config,
+    request: Request,
+    chosen: Chosen,
+    mut warnings: Vec<String>,
+) -> Result<Prepared<'a>> {
     let opened = chosen.copies[0].1.clone();
     let manifest = &opened.manifest;
     if !manifest.complete && !request.wish.partial_too {

@@ -3,6 +3,7 @@
 //! Every rule on its own walks from the newest to the oldest and keeps the newest of each period until its number of periods is used; an
 //! archive that any rule keeps is kept. Deleting is somebody else's work, and stops where a hold says so.
 
+use crate::sink::Tier;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use schemars::JsonSchema;
@@ -87,6 +88,9 @@ pub struct Decision {
     pub keep: bool,
     /// Every reason to keep it; or the one why it goes.
     pub reasons: Vec<String>,
+    /// For how long it is wanted, when only rules of periods keep it; nothing for one that must not expire by itself.
+    #[serde(skip)]
+    pub tier: Option<Tier>,
 }
 
 /// What becomes of all of them.
@@ -119,35 +123,37 @@ pub fn decide(
 ) -> Verdict {
     let mut sorted: Vec<&Known> = archives.iter().collect();
     sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
-    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    let mut add = |id: &'_ str, reason: String| {
-        if let Some(known) = sorted.iter().find(|k| k.id == id) {
-            reasons.entry(known.id.as_str()).or_default().push(reason);
+    let mut kept: BTreeMap<&str, Vec<Reason>> = BTreeMap::new();
+    let mut add = |known: &Known, reason: Reason| {
+        if let Some(known) = sorted.iter().find(|k| k.id == known.id) {
+            kept.entry(known.id.as_str()).or_default().push(reason);
         }
     };
     for known in sorted.iter().filter(|k| k.pinned) {
-        add(&known.id, "pinned".into());
+        add(known, Reason::always("pinned"));
     }
     let whole: Vec<&Known> = sorted.iter().copied().filter(|k| k.complete).collect();
     for (known, reason) in rules(&whole, keep, zone) {
-        add(&known.id, reason);
+        add(known, reason);
     }
     for known in sorted.iter().filter(|k| !k.complete) {
         if let Some(reason) = partial_stays(known, &whole, now) {
-            add(&known.id, reason);
+            add(known, Reason::always(reason));
         }
     }
     let decisions: Vec<Decision> = sorted
         .iter()
-        .map(|known| match reasons.remove(known.id.as_str()) {
+        .map(|known| match kept.remove(known.id.as_str()) {
             Some(reasons) => Decision {
                 id: known.id.clone(),
                 keep: true,
-                reasons,
+                tier: longest(&reasons),
+                reasons: reasons.into_iter().map(|reason| reason.words).collect(),
             },
             None => Decision {
                 id: known.id.clone(),
                 keep: false,
+                tier: None,
                 reasons: vec![why_gone(known)],
             },
         })
@@ -171,50 +177,110 @@ fn why_gone(known: &Known) -> String {
     }
 }
 
+/// Why an archive stays, and for how long that holds when nobody decides anew.
+struct Reason {
+    words: String,
+    tier: Option<Tier>,
+}
+
+impl Reason {
+    fn always(words: impl Into<String>) -> Self {
+        Self {
+            words: words.into(),
+            tier: None,
+        }
+    }
+}
+
+/// The longest tier, unless something keeps it without end.
+fn longest(reasons: &[Reason]) -> Option<Tier> {
+    let tiers: Option<Vec<Tier>> = reasons.iter().map(|reason| reason.tier).collect();
+    tiers?.into_iter().max_by_key(|tier| tier.days)
+}
+
 /// Names the period that an instant lies in.
 type Period = fn(jiff::civil::DateTime) -> String;
 
-fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Known, String)> {
+fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Known, Reason)> {
     let mut kept = Vec::new();
     if keep.is_unlimited() {
         return whole
             .iter()
-            .map(|k| (*k, "no rule lets anything go".to_owned()))
+            .map(|k| (*k, Reason::always("no rule lets anything go")))
             .collect();
     }
     for (n, known) in whole.iter().take(keep.floor.max(1) as usize).enumerate() {
-        kept.push((
-            *known,
-            format!(
-                "floor {} of {}: whole archives are never all let go",
-                n + 1,
-                keep.floor.max(1)
-            ),
-        ));
+        let floor = keep.floor.max(1);
+        let words = format!(
+            "floor {} of {floor}: whole archives are never all let go",
+            n + 1
+        );
+        kept.push((*known, Reason::always(words)));
     }
     for (n, known) in whole.iter().take(keep.last as usize).enumerate() {
-        kept.push((*known, format!("last {} of {}", n + 1, keep.last)));
+        let words = format!("last {} of {}", n + 1, keep.last);
+        kept.push((*known, Reason::always(words)));
     }
-    let periods: [(&str, u32, Period); 5] = [
-        ("hourly", keep.hourly, |t| {
-            t.strftime("%Y-%m-%d %H h").to_string()
-        }),
-        ("daily", keep.daily, |t| t.strftime("%Y-%m-%d").to_string()),
-        ("weekly", keep.weekly, |t| t.strftime("%G-W%V").to_string()),
-        ("monthly", keep.monthly, |t| t.strftime("%Y-%m").to_string()),
-        ("yearly", keep.yearly, |t| t.strftime("%Y").to_string()),
-    ];
-    for (rule, count, period) in periods {
-        let mut used: Vec<String> = Vec::new();
+    for (tier, count, period) in periods(keep) {
+        let mut used: Vec<(&Known, String)> = Vec::new();
         for known in whole {
             let name = period(known.created.to_zoned(zone.clone()).datetime());
-            if used.last() != Some(&name) && used.len() < count as usize {
-                used.push(name.clone());
-                kept.push((*known, format!("{rule} {} of {count}: {name}", used.len())));
+            if used.last().map(|(_, last)| last) != Some(&name) && used.len() < count as usize {
+                used.push((known, name));
             }
+        }
+        let tier = Some(with_gaps(tier, count, &used));
+        for (n, (known, name)) in used.into_iter().enumerate() {
+            let words = format!("{} {} of {count}: {name}", period_name(tier), n + 1);
+            kept.push((known, Reason { words, tier }));
         }
     }
     kept
+}
+
+/// A period without an archive counts for nothing, so where archives are rare a rule reaches further back than its periods last.
+fn with_gaps(tier: Tier, count: u32, kept: &[(&Known, String)]) -> Tier {
+    let gaps = kept.windows(2).map(|two| {
+        let hours = two[0].0.created.duration_since(two[1].0.created).as_hours();
+        u32::try_from(hours / 24 + 1).unwrap_or(u32::MAX)
+    });
+    let longest = gaps.max().unwrap_or(0);
+    Tier {
+        days: tier.days.max(count.saturating_mul(longest)),
+        ..tier
+    }
+}
+
+fn period_name(tier: Option<Tier>) -> &'static str {
+    tier.map_or("", |tier| tier.rule)
+}
+
+/// Rule by rule: how long all its periods last, how many there are, and which one an instant lies in.
+fn periods(keep: &Keep) -> [(Tier, u32, Period); 5] {
+    let tier = |rule, days| Tier { rule, days };
+    [
+        (tier("hourly", keep.hourly.div_ceil(24)), keep.hourly, |t| {
+            t.strftime("%Y-%m-%d %H h").to_string()
+        }),
+        (tier("daily", keep.daily), keep.daily, |t| {
+            t.strftime("%Y-%m-%d").to_string()
+        }),
+        (
+            tier("weekly", keep.weekly.saturating_mul(7)),
+            keep.weekly,
+            |t| t.strftime("%G-W%V").to_string(),
+        ),
+        (
+            tier("monthly", keep.monthly.saturating_mul(31)),
+            keep.monthly,
+            |t| t.strftime("%Y-%m").to_string(),
+        ),
+        (
+            tier("yearly", keep.yearly.saturating_mul(366)),
+            keep.yearly,
+            |t| t.strftime("%Y").to_string(),
+        ),
+    ]
 }
 
 fn partial_stays(partial: &Known, whole: &[&Known], now: Timestamp) -> Option<String> {

@@ -34,7 +34,8 @@ pub trait Sink: Send + Sync {
         hint: SizeHint,
     ) -> Result<Box<dyn Upload>>;
 
-    /// Everything that looks like an archive: every page, every version, in no order.
+    /// Everything that looks like an archive (`looks_like_an_archive`): every page, every version, in no order. With `Care::Delete` the sink
+    /// proves as far as it can that nothing is left out, and fails with `Conflict` where the listing looks cut.
     async fn list(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>>;
 
     /// The bytes of this range of this very version. Without the ability `ranges`, all of it whatever the range says.
@@ -42,6 +43,11 @@ pub trait Sink: Send + Sync {
 
     /// Text of the sum file beside it, or nothing. A hint: it may be lost, or another archive's.
     async fn sums(&self, cx: &Context, which: &Stored) -> Result<Option<String>>;
+
+    /// The MD5 that the maker of a foreign thing wrote beside it, where the sink keeps such.
+    async fn md5(&self, _cx: &Context, _which: &Stored) -> Result<Option<[u8; 16]>> {
+        Ok(None)
+    }
 
     /// Removes this version for good, with its sums.
     async fn delete(&self, cx: &Context, which: &Stored) -> Result<()>;
@@ -53,11 +59,58 @@ pub trait Sink: Send + Sync {
         ))
     }
 
+    /// The least rights that a backup needs here, as its operator would write them down; nothing where rights are no matter of the sink.
+    async fn policy(&self, _cx: &Context) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Where a copy lies, in words that another sink of the same store understands; nothing when only its bytes can be had.
+    async fn origin(&self, _cx: &Context, _which: &Stored) -> Result<Option<Origin>> {
+        Ok(None)
+    }
+
+    /// Takes over an archive that another sink of the same store has, without sending it. `Unsupported` or `Denied`: the engine streams it.
+    async fn take_over(&self, _cx: &Context, _from: &Origin, _to: &ArchiveName) -> Result<Stored> {
+        Err(unsupported("this sink takes nothing over"))
+    }
+
     /// A small text that the engine keeps beside the archives, or nothing.
     async fn note(&self, cx: &Context, name: &NoteName) -> Result<Option<Note>>;
 
-    /// Writes a note of at most 1 MiB. `Conflict` when `was` is not what is there.
+    /// Writes a note of at most 1 MiB. `Conflict` when `was` is not what is there. Where conditions are not atomic two writers may both
+    /// succeed: notes are hints, and nothing is deleted on the word of one.
     async fn set_note(&self, cx: &Context, name: &NoteName, body: Bytes, was: Was) -> Result<()>;
+
+    /// The notes of a site whose name begins so, with the sink's own clock.
+    async fn notes(&self, cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>>;
+
+    /// Removes a note; one that is not there is no error.
+    async fn remove_note(&self, cx: &Context, name: &NoteName) -> Result<()>;
+
+    /// Told after each pruning for how long each archive is wanted, so that the sink's own expiry can take over if nobody prunes any more.
+    /// Returns what it did, for the report.
+    async fn settle(&self, _cx: &Context, _all: &[(Stored, Wanted)]) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Frees one archive from the sink's own expiry at once: it was pinned.
+    async fn never_expire(&self, _cx: &Context, _which: &Stored) -> Result<()> {
+        Ok(())
+    }
+
+    /// What will become of the archives without anybody's doing, and what of that is wrong: for `bk check`. `newest` is the newest whole one.
+    async fn outlook(&self, _cx: &Context, _newest: Option<&Stored>) -> Result<Outlook> {
+        Ok(Outlook::default())
+    }
+}
+
+/// Whether a file of this name is listed as an archive.
+pub fn looks_like_an_archive(name: &str) -> bool {
+    !name.starts_with('.')
+        && !name.ends_with(".sha256")
+        && [".tar", ".tgz", ".txz"]
+            .iter()
+            .any(|word| name.contains(word))
 }
 
 /// An archive on its way.
@@ -129,6 +182,47 @@ impl Seal {
 pub struct Filter {
     /// File names that begin so; empty: all that look like archives.
     pub prefix: String,
+    /// What the list is for.
+    pub care: Care,
+}
+
+/// What a list is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Care {
+    /// To look.
+    #[default]
+    Look,
+    /// To decide what is deleted: a list that leaves something out must fail.
+    Delete,
+}
+
+/// For how long an archive is wanted, by the longest rule that keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tier {
+    /// `hourly`, `daily`, `weekly`, `monthly`, `yearly`.
+    pub rule: &'static str,
+    /// Days that the rule's periods span.
+    pub days: u32,
+}
+
+/// What retention says of one archive to the sink's own expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// It must not expire by itself.
+    Always,
+    /// It may expire when this has passed and nobody has pruned since.
+    For(Tier),
+    /// It is let go; as long as it lies there nothing changes.
+    NoMore,
+}
+
+/// What expires by itself.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Outlook {
+    /// A line for each archive that will go.
+    pub lines: Vec<String>,
+    /// What an operator must change.
+    pub warnings: Vec<String>,
 }
 
 /// One stored copy.
@@ -144,6 +238,42 @@ pub struct Stored {
     pub modified: Timestamp,
     /// Changes when the content does.
     pub etag: String,
+    /// What a person must know of this copy: hidden by a delete marker, frozen, not of this program's folder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+}
+
+impl Stored {
+    /// The same copy without what is only said of it: what it was yesterday and is today agree in this.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self {
+            remarks: Vec::new(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Where a copy lies inside a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The store: sinks with another one do not understand the rest.
+    pub store: String,
+    /// The bucket or container in it.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// The copy.
+    pub which: Stored,
+}
+
+/// A note in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoteSeen {
+    /// Its name.
+    pub name: NoteName,
+    /// When it was written, by the sink's clock.
+    pub modified: Timestamp,
 }
 
 /// Name of a note: `<site>/<name>`.

@@ -83,22 +83,35 @@ async fn whole_sum(opened: &Opened) -> Result<String> {
 
 /// A sum file counts only for the archive with its id; any other is reported, never called corruption.
 fn compare_sums(sums: &str, sha256: &str, id: &str, warnings: &mut Vec<String>) -> Result<()> {
-    let mut lines = sums.lines();
-    let of = lines
-        .next()
-        .and_then(|line| line.strip_prefix("# id "))
-        .and_then(|rest| rest.split(' ').next());
-    if of != Some(id) {
-        warnings
-            .push("the sum file beside the archive belongs to another one and was ignored".into());
-        return Ok(());
-    }
-    match lines.next().and_then(|line| line.split(' ').next()) {
+    match sum_in(sums, id) {
+        None => {
+            warnings.push(
+                "the sum file beside the archive belongs to another one and was ignored".into(),
+            );
+            Ok(())
+        }
         Some(sum) if sum == sha256 => Ok(()),
-        _ => Err(Error::corrupt(
+        Some(_) => Err(Error::corrupt(
             "the SHA-256 of the file is not that of its sum file",
         )),
     }
+}
+
+/// What a sum file says of the archive with this id; nothing when it is another's.
+pub fn sum_in<'a>(sums: &'a str, id: &str) -> Option<&'a str> {
+    let mut lines = sums.lines();
+    let of = lines.next()?.strip_prefix("# id ")?.split(' ').next()?;
+    if of != id {
+        return None;
+    }
+    Some(
+        lines
+            .next()
+            .unwrap_or_default()
+            .split(' ')
+            .next()
+            .unwrap_or_default(),
+    )
 }
 
 /// What the units' lines say, added up, is what the instances say, and what was found.

@@ -2,3 +2,7 @@
 
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "object")]
+pub mod object;
+#[cfg(feature = "s3")]
+pub mod s3;

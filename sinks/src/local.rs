@@ -10,8 +10,8 @@ use bk_core::name::{ArchiveName, compact};
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
 use bk_core::sink::{
-    Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload,
-    Was,
+    Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored,
+    Upload, Was, looks_like_an_archive,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -167,13 +167,11 @@ impl Local {
     fn stored(&self, name: &str) -> Result<Stored> {
         let path = self.path_of(name)?;
         let meta = std::fs::metadata(&path).map_err(|e| Error::io("look at", &path, e))?;
-        let modified =
-            Timestamp::new(meta.mtime(), meta.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH);
         Ok(Stored {
             name: name.to_owned(),
             version: String::new(),
             bytes: meta.len(),
-            modified,
+            modified: modified(&meta),
             etag: format!(
                 "{}-{}-{}.{:09}",
                 meta.ino(),
@@ -181,6 +179,7 @@ impl Local {
                 meta.mtime(),
                 meta.mtime_nsec()
             ),
+            remarks: Vec::new(),
         })
     }
 
@@ -581,14 +580,47 @@ impl Sink for Local {
         let path = self.note_path(name)?;
         blocking(move || set_note(&path, &body, &was)).await
     }
+
+    async fn notes(&self, _cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>> {
+        let folder = self.path_of(&format!(".bk/{site}"))?;
+        let (site, prefix) = (site.to_owned(), prefix.to_owned());
+        blocking(move || {
+            let mut seen = Vec::new();
+            for entry in read_folder(&folder)? {
+                let Ok(name) = entry.file_name().into_string() else {
+                    continue;
+                };
+                // One that went since the folder was read is not there.
+                let Ok(meta) = entry.metadata() else { continue };
+                if name.starts_with(&prefix) && !name.starts_with('.') {
+                    seen.push(NoteSeen {
+                        name: NoteName {
+                            site: site.clone(),
+                            name,
+                        },
+                        modified: modified(&meta),
+                    });
+                }
+            }
+            Ok(seen)
+        })
+        .await
+    }
+
+    async fn remove_note(&self, _cx: &Context, name: &NoteName) -> Result<()> {
+        let path = self.note_path(name)?;
+        blocking(move || match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path, e))
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
 }
 
-fn looks_like_an_archive(name: &str) -> bool {
-    !name.starts_with('.')
-        && !name.ends_with(".sha256")
-        && [".tar", ".tgz", ".txz"]
-            .iter()
-            .any(|word| name.contains(word))
+fn modified(meta: &std::fs::Metadata) -> Timestamp {
+    Timestamp::new(meta.mtime(), meta.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn read_chunk(file: &File, path: &Path, at: u64, len: u64) -> Result<Bytes> {

@@ -108,10 +108,11 @@ impl Site {
     /// Runs a backup.
     pub async fn backup(&self) -> BackupReport {
         let created = self.clock.now();
+        let id = draw_id().unwrap();
         let plan = BackupPlan {
-            id: draw_id().unwrap(),
+            name: archive_name(&self.archive, created, &id),
+            id,
             created,
-            name: archive_name(&self.archive, created),
             label: None,
             pin: false,
             subset: false,

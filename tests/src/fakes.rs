@@ -6,7 +6,8 @@ use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::{ArchiveName, MemberPath};
 use bk_core::runs::{RUN_SPLIT_BYTES, Runs};
 use bk_core::sink::{
-    Abilities, ByteStream, Filter, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was,
+    Abilities, ByteStream, Filter, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored, Upload,
+    Was,
 };
 use bk_core::source::{
     Body, Counted, Existing, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions,
@@ -52,6 +53,7 @@ pub enum SinkDefect {
     DeletesANeighbour,
     MissingReadsEmpty,
     NotesIgnoreWas,
+    NotesStay,
     SumsOfAnother,
     PartialAsWhole,
     RangeOffByOne,
@@ -115,6 +117,7 @@ impl MemorySink {
             bytes: bytes.len() as u64 + wrong,
             modified: jiff::Timestamp::UNIX_EPOCH,
             etag: blake3::hash(bytes).to_hex().to_string(),
+            remarks: Vec::new(),
         }
     }
 }
@@ -276,6 +279,25 @@ impl Sink for MemorySink {
             return Err(Error::new(ErrorKind::Conflict, "the note has changed"));
         }
         state.notes.insert(name.clone(), body);
+        Ok(())
+    }
+
+    async fn notes(&self, cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>> {
+        let state = self.state.lock().unwrap();
+        let names = state.notes.keys();
+        Ok(names
+            .filter(|n| n.site == site && n.name.starts_with(prefix))
+            .map(|name| NoteSeen {
+                name: name.clone(),
+                modified: cx.clock.now(),
+            })
+            .collect())
+    }
+
+    async fn remove_note(&self, _cx: &Context, name: &NoteName) -> Result<()> {
+        if !self.has(SinkDefect::NotesStay) {
+            self.state.lock().unwrap().notes.remove(name);
+        }
         Ok(())
     }
 }

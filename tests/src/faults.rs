@@ -5,8 +5,8 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::ArchiveName;
 use bk_core::sink::{
-    Abilities, ByteStream, Filter, Health, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload,
-    Was,
+    Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored,
+    Upload, Was,
 };
 use bytes::Bytes;
 use std::ops::Range;
@@ -165,5 +165,13 @@ impl Sink for FaultySink {
 
     async fn set_note(&self, cx: &Context, name: &NoteName, body: Bytes, was: Was) -> Result<()> {
         self.inner.set_note(cx, name, body, was).await
+    }
+
+    async fn notes(&self, cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>> {
+        self.inner.notes(cx, site, prefix).await
+    }
+
+    async fn remove_note(&self, cx: &Context, name: &NoteName) -> Result<()> {
+        self.inner.remove_note(cx, name).await
     }
 }

@@ -44,8 +44,11 @@ pub fn seal_again(blocks: &[Vec<u8>]) -> Bytes {
 pub async fn sealed(tar: Vec<u8>, stage: Stage, members: u64, bytes: u64) -> Bytes {
     let sink = MemorySink::default();
     let cx = crate::engine::Site::default().context();
-    let name =
-        bk_core::backup::archive_name(&Default::default(), "2026-08-22T00:00:00Z".parse().unwrap());
+    let name = bk_core::backup::archive_name(
+        &Default::default(),
+        "2026-08-22T00:00:00Z".parse().unwrap(),
+        &"f".repeat(32),
+    );
     let mut tee = Tee::new(std::time::Duration::from_secs(60), cx.cancel.clone());
     tee.add(
         "memory",

@@ -30,6 +30,7 @@ checks![
     deleting_one_leaves_its_neighbours,
     what_is_not_there_is_not_found,
     a_note_changes_only_from_what_it_was,
+    notes_are_listed_and_removed_by_name,
     the_sum_file_names_the_archive,
     a_partial_has_a_name_of_its_own,
 ];
@@ -45,6 +46,17 @@ fn name(second: i8) -> ArchiveName {
         start,
         day: "2026-08-22".into(),
         suffix: ".tar.xz".into(),
+        id: format!("{second:032x}"),
+    }
+}
+
+/// The name as the run asks for it whose archive has these bytes: no two runs have one id.
+fn of(name: &ArchiveName, body: &Bytes) -> ArchiveName {
+    let mut hash = blake3::Hasher::new();
+    hash.update(name.start.to_string().as_bytes()).update(body);
+    ArchiveName {
+        id: hash.finalize().to_hex()[..32].to_owned(),
+        ..name.clone()
     }
 }
 
@@ -52,7 +64,7 @@ fn body(seed: u64) -> Bytes {
     crate::data::noise(seed, 3_000_017).into()
 }
 
-fn seal(body: &Bytes, complete: bool) -> Seal {
+fn seal(name: &ArchiveName, body: &Bytes, complete: bool) -> Seal {
     use std::fmt::Write;
     let sum = sha256(body).iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").unwrap();
@@ -61,7 +73,7 @@ fn seal(body: &Bytes, complete: bool) -> Seal {
     Seal {
         sha256: sum,
         bytes: body.len() as u64,
-        id: format!("{:032x}", body.len()),
+        id: name.id.clone(),
         site: "main".into(),
         complete,
     }
@@ -83,8 +95,9 @@ async fn put(
     body: &Bytes,
     complete: bool,
 ) -> Result<Stored, String> {
+    let name = of(name, body);
     let mut upload = sink
-        .create(cx, name, Default::default())
+        .create(cx, &name, Default::default())
         .await
         .map_err(said)?;
     for at in (0..body.len()).step_by(700_001) {
@@ -94,7 +107,7 @@ async fn put(
             .map_err(said)?;
     }
     upload
-        .publish(name, &seal(body, complete))
+        .publish(&name, &seal(&name, body, complete))
         .await
         .map_err(said)
 }
@@ -276,6 +289,39 @@ async fn a_note_changes_only_from_what_it_was(cx: &Context, sink: &Arc<dyn Sink>
     })
 }
 
+async fn notes_are_listed_and_removed_by_name(cx: &Context, sink: &Arc<dyn Sink>) -> Outcome {
+    let named = |name: &str| NoteName {
+        site: "main".into(),
+        name: name.into(),
+    };
+    for name in ["lease-a", "lease-b", "other"] {
+        sink.set_note(cx, &named(name), "x".into(), Was::Any)
+            .await
+            .map_err(said)?;
+    }
+    let names = async || {
+        let seen = sink.notes(cx, "main", "lease-").await.map_err(said)?;
+        let mut names: Vec<_> = seen.into_iter().map(|note| note.name.name).collect();
+        names.sort();
+        Ok::<_, String>(names)
+    };
+    let both = names().await?;
+    hold(both == ["lease-a", "lease-b"], || {
+        format!("two notes begin with `lease-`, {both:?} are listed")
+    })?;
+    for _ in 0..2 {
+        sink.remove_note(cx, &named("lease-a"))
+            .await
+            .map_err(said)?;
+    }
+    let left = names().await?;
+    hold(left == ["lease-b"], || {
+        format!("one of two notes was removed, {left:?} are listed")
+    })?;
+    let others = sink.notes(cx, "elsewhere", "lease-").await.map_err(said)?;
+    hold(others.is_empty(), || "another site sees the notes".into())
+}
+
 async fn the_sum_file_names_the_archive(cx: &Context, sink: &Arc<dyn Sink>) -> Outcome {
     let sent = body(11);
     let stored = put(cx, sink, &name(0), &sent, true).await?;
@@ -284,7 +330,7 @@ async fn the_sum_file_names_the_archive(cx: &Context, sink: &Arc<dyn Sink>) -> O
         .await
         .map_err(said)?
         .ok_or("there is no sum file")?;
-    let seal = seal(&sent, true);
+    let seal = seal(&of(&name(0), &sent), &sent, true);
     hold(
         sums == seal.sum_file(stored.name.rsplit('/').next().unwrap_or_default()),
         || format!("the sum file says {sums:?}"),

@@ -82,6 +82,10 @@ async fn every_defect_of_a_sink_is_caught_by_its_check() {
             SinkDefect::NotesIgnoreWas,
             "a_note_changes_only_from_what_it_was",
         ),
+        (
+            SinkDefect::NotesStay,
+            "notes_are_listed_and_removed_by_name",
+        ),
         (SinkDefect::SumsOfAnother, "the_sum_file_names_the_archive"),
         (
             SinkDefect::PartialAsWhole,

@@ -20,10 +20,11 @@ pub async fn run(
 ) -> Result<Vec<Cause>> {
     let sources = chosen(config, args)?;
     let created = cx.clock.now();
+    let id = draw_id()?;
     let plan = BackupPlan {
-        id: draw_id()?,
+        name: archive_name(&config.archive, created, &id),
+        id,
         created,
-        name: archive_name(&config.archive, created),
         label: args.label.clone(),
         subset: sources.len() < config.sources.len(),
         pin: args.pin,

@@ -2,9 +2,9 @@
 
 use super::{print_json, say_causes};
 use crate::args::{CheckArgs, Global};
-use crate::output::data;
+use crate::output::{data, say};
 use bk_core::catalog::Catalogue;
-use bk_core::config::Config;
+use bk_core::config::{Config, SinkInstance};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::report::{Cause, Class};
@@ -23,6 +23,7 @@ struct Checked {
     plugin: String,
     describe: String,
     warnings: Vec<String>,
+    outlook: Vec<String>,
     error: Option<String>,
 }
 
@@ -32,6 +33,9 @@ pub async fn run(
     args: &CheckArgs,
     global: &Global,
 ) -> Result<Vec<Cause>> {
+    if let Some(name) = &args.policy {
+        return policy(cx, config, name).await;
+    }
     let mut causes = Vec::new();
     let mut rows = Vec::new();
     let sources = join_all(config.sources.iter().map(|s| async move {
@@ -71,6 +75,9 @@ pub async fn run(
         causes.extend((!known).then(|| Cause::new(sink, error)));
     }
     causes.extend(stale(cx, &catalogue, args.max_age));
+    for sink in &config.sinks {
+        outlook(cx, sink, &catalogue, &mut rows).await;
+    }
     if global.json {
         print_json(&serde_json::json!({ "checked": rows, "causes": causes }));
     } else {
@@ -93,6 +100,40 @@ pub async fn run(
     }
     say_causes(&causes);
     Ok(causes)
+}
+
+async fn policy(cx: &Context, config: &Config, name: &str) -> Result<Vec<Cause>> {
+    let sink = config.sink(name)?;
+    match sink.sink.policy(&cx.for_instance(name)).await? {
+        Some(text) => data(&text),
+        None => say(&format!("`{name}` has no rights of its own to name")),
+    }
+    Ok(Vec::new())
+}
+
+/// What becomes of the archives there without anybody's doing.
+async fn outlook(cx: &Context, sink: &SinkInstance, catalogue: &Catalogue, rows: &mut [Checked]) {
+    let row = rows
+        .iter_mut()
+        .find(|row| row.role == "sink" && row.name == sink.name && row.error.is_none());
+    let Some(row) = row else { return };
+    let newest = catalogue
+        .archives()
+        .find(|(entry, summary)| entry.sink == sink.name && summary.is_full())
+        .map(|(entry, _)| &entry.stored);
+    match sink
+        .sink
+        .outlook(&cx.for_instance(&sink.name), newest)
+        .await
+    {
+        Ok(outlook) => {
+            row.outlook = outlook.lines;
+            row.warnings.extend(outlook.warnings);
+        }
+        Err(error) => row
+            .warnings
+            .push(format!("what expires by itself is not known: {error}")),
+    }
 }
 
 async fn patiently(cx: &Context, check: impl Future<Output = Result<Health>>) -> Result<Health> {
@@ -124,6 +165,7 @@ fn row(
         plugin: plugin.to_owned(),
         describe,
         warnings,
+        outlook: Vec::new(),
         error,
     }
 }
@@ -137,6 +179,9 @@ fn print(row: &Checked) {
     row.warnings
         .iter()
         .for_each(|warning| data(&format!("                  warning: {warning}")));
+    row.outlook
+        .iter()
+        .for_each(|line| data(&format!("                  {line}")));
 }
 
 /// Exit 9: the newest whole archive is older than the operator allows.

@@ -80,6 +80,15 @@ fn joined<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<(&'a Entry, Vec<&
 }
 
 fn line(entry: &Entry, sinks: &[&str], pinned: &BTreeMap<String, String>) -> String {
+    let mut line = what(entry, sinks, pinned);
+    for remark in &entry.stored.remarks {
+        line.push_str("\n    ");
+        line.push_str(remark);
+    }
+    line
+}
+
+fn what(entry: &Entry, sinks: &[&str], pinned: &BTreeMap<String, String>) -> String {
     let sinks = sinks.join(",");
     let name = &entry.stored.name;
     let size = bytes(entry.stored.bytes);

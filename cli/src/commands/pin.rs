@@ -30,7 +30,11 @@ pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> R
         };
         let cx = cx.for_instance(&sink.name);
         match what {
-            What::Pin => pins::pin(&cx, &sink.sink, &summary.id, &args.label).await?,
+            What::Pin => {
+                pins::pin(&cx, &sink.sink, &summary.id, &args.label).await?;
+                // Nobody may ever prune again: the sink's own expiry must know it now.
+                sink.sink.never_expire(&cx, &entry.stored).await?;
+            }
             What::Unpin => pins::unpin(&cx, &sink.sink, &summary.id).await?,
         }
         let word = if what == What::Pin {

@@ -3,7 +3,7 @@
 use super::{print_json, say_causes, say_warnings, wish};
 use crate::args::{ExistingArg, Global, RestoreArgs};
 use crate::output::{self, bytes, count, say, seconds};
-use bk_core::catalog::Catalogue;
+use bk_core::catalog::{Catalogue, What};
 use bk_core::config::Config;
 use bk_core::context::Context;
 use bk_core::error::{Result, conflict, not_found};
@@ -99,6 +99,18 @@ async fn list_versions(
     for (entry, summary) in catalogue.archives() {
         if rows.len() < limit && seen.insert((summary.id.clone(), entry.version())) {
             rows.push((entry.version(), summary.created));
+        }
+    }
+    for entry in &catalogue.entries {
+        if rows.len() < limit
+            && matches!(entry.what, What::Foreign)
+            && entry.day_in_name().is_some()
+        {
+            let version = match entry.stored.version.as_str() {
+                "" => entry.stored.name.trim_start_matches('/').to_owned(),
+                version => version.to_owned(),
+            };
+            rows.push((version, entry.stored.modified));
         }
     }
     if rows.is_empty() {

@@ -92,6 +92,16 @@ impl Foreign {
         })
     }
 
+    /// Looks at what lies in a sink.
+    pub async fn of_sink(read: Arc<dyn ReadAt>, name: &str, modified: i64) -> Result<Self> {
+        Ok(Self {
+            shape: sniff(read.clone(), name).await?,
+            place: Place::Bytes(read),
+            name: name.to_owned(),
+            modified,
+        })
+    }
+
     /// What it is.
     pub fn shape(&self) -> Shape {
         self.shape

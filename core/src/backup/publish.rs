@@ -94,17 +94,20 @@ impl Backup<'_> {
             site: manifest.site.clone(),
             complete,
         };
-        join_all(
+        let published = join_all(
             uploads
                 .into_iter()
                 .map(|(name, upload)| self.publish(cx, name, upload, &seal)),
         )
-        .await
-        .into_iter()
-        .for_each(|(name, result)| {
+        .await;
+        let mut stored = Vec::new();
+        for (name, result) in published {
+            if let Ok(copy) = &result {
+                stored.push((name.clone(), copy.clone()));
+            }
             self.published(&name, result, report);
-        });
-        self.after_publish(cx, zone, &manifest, &written, report)
+        }
+        self.after_publish(cx, zone, &manifest, &written, &stored, report)
             .await;
         Ok(())
     }
@@ -212,6 +215,7 @@ impl Backup<'_> {
         zone: &TimeZone,
         manifest: &Manifest,
         written: &Written,
+        stored: &[(String, Stored)],
         report: &mut BackupReport,
     ) {
         tracing::debug!(bytes = written.bytes, blocks = written.blocks, "published");
@@ -224,6 +228,13 @@ impl Backup<'_> {
                 continue;
             };
             let cx = cx.for_instance(&instance.name);
+            if let Some(stored) = stored.iter().find(|(name, _)| *name == instance.name) {
+                let summary = Summary {
+                    sha256: Some(written.sha256.clone()),
+                    ..Summary::from(manifest)
+                };
+                crate::catalog::remember(&cx, &instance.sink, &stored.1, summary).await;
+            }
             if self.plan.pin
                 && let Err(error) = pins::pin(
                     &cx,
@@ -258,7 +269,7 @@ impl Backup<'_> {
 }
 
 /// Size and sum of what lies there now. A sink that proves its sums needs no second transfer.
-async fn read_back(
+pub(crate) async fn read_back(
     cx: &Context,
     instance: &SinkInstance,
     stored: &Stored,

@@ -2,10 +2,11 @@
 
 use crate::archive::foreign::{Foreign, decompressed, said};
 use crate::archive::format::{GATHERED_MAX_BYTES, Stage};
-use crate::archive::read_at::{FileReadAt, ReadAt};
+use crate::archive::read_at::{FileReadAt, ReadAt, SinkReadAt};
 use crate::archive::tail::Opened;
 use crate::archive::tar::{Head, Kind, Meta};
-use crate::config::{Config, SourceInstance};
+use crate::catalog::{Catalogue, Wish};
+use crate::config::{Config, SinkInstance, SourceInstance};
 use crate::context::{Context, blocking};
 use crate::error::{Error, ErrorKind, Result, bug, conflict, not_found};
 use crate::event::Event;
@@ -17,6 +18,7 @@ use crate::restore::{Origin, Prepared, Request};
 use crate::selector::{Matched, parse_into};
 use crate::source::{Candidate, Claim, Facts, RestoreOptions, Selected};
 use bytes::Bytes;
+use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -51,14 +53,63 @@ pub async fn is_foreign(path: &Path) -> Result<bool> {
     }
 }
 
+/// Finds one on a sink, for a wish that no archive of this site fits. Nothing when there is none.
+pub async fn on_sinks(
+    cx: &Context,
+    catalogue: &Catalogue,
+    sinks: &[SinkInstance],
+    wish: &Wish,
+    zone: &TimeZone,
+) -> Result<Option<(String, String, Foreign)>> {
+    let Some(entry) = catalogue.choose_foreign(wish, zone) else {
+        return Ok(None);
+    };
+    let Some(instance) = sinks.iter().find(|s| s.name == entry.sink) else {
+        return Ok(None);
+    };
+    let cx = cx.for_instance(&entry.sink);
+    let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
+        cx.clone(),
+        instance.sink.clone(),
+        entry.stored.clone(),
+    ));
+    let name = entry.stored.name.trim_start_matches('/');
+    if let Some(expected) = instance.sink.md5(&cx, &entry.stored).await? {
+        compare_md5(read.as_ref(), &expected, name).await?;
+    }
+    let modified = entry.stored.modified.as_second();
+    let thing = Foreign::of_sink(read, name, modified).await?;
+    Ok(Some((entry.sink.clone(), entry.version(), thing)))
+}
+
+/// What its maker wrote down of it must still be true.
+async fn compare_md5(read: &dyn ReadAt, expected: &[u8; 16], name: &str) -> Result<()> {
+    use md5::Digest;
+    const CHUNK_BYTES: u64 = 4 << 20;
+    let mut sum = md5::Md5::new();
+    let mut at = 0;
+    while at < read.len() {
+        let len = CHUNK_BYTES.min(read.len() - at);
+        sum.update(read.read_at(at, len).await?);
+        at += len;
+    }
+    if <[u8; 16]>::from(sum.finalize()) == *expected {
+        Ok(())
+    } else {
+        Err(Error::corrupt(format!(
+            "`{name}` is not what its maker's MD5 says"
+        )))
+    }
+}
+
 /// Plans its restore. Reads it once, writes nothing.
 pub async fn prepare<'a>(
     cx: &Context,
     config: &'a Config,
     request: Request,
-    path: PathBuf,
+    (from, version, thing): (String, String, Foreign),
 ) -> Result<Prepared<'a>> {
-    let thing = Arc::new(Foreign::open(&path).await?);
+    let thing = Arc::new(thing);
     cx.tell(&Event::Phase("looking"));
     let candidates = scan(cx, &thing).await?;
     let mut left_out = HashSet::new();
@@ -66,9 +117,9 @@ pub async fn prepare<'a>(
     let id = crate::backup::draw_id()?;
     let mut plan = RestorePlan {
         id: id.clone(),
-        from: "file".into(),
+        from,
         name: thing.name.clone(),
-        version: String::new(),
+        version,
         archive: thing.name.clone(),
         created: jiff::Timestamp::from_second(thing.modified)
             .map_err(|e| bug(format!("a file's time: {e}")))?,

@@ -10,7 +10,8 @@ use bk_core::restore::Request;
 use bk_core::selector::Selection;
 use bk_core::settings::Settings;
 use bk_core::sink::{
-    Abilities, ByteStream, Filter, Note, NoteName, Seal, Sink, SizeHint, Stored, Upload, Was,
+    Abilities, ByteStream, Filter, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored, Upload,
+    Was,
 };
 use bk_core::source::{
     Body, Counted, Facts, Health, Input, Meta, Output, PointInTime, RestoreOptions, Snapshot,
@@ -29,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | noise MIB | discard | put ENDPOINT BUCKET MIB";
 
 #[tokio::main]
 async fn main() {
@@ -49,8 +50,59 @@ async fn main() {
             publish(Path::new(folder), step, n.parse().expect(USAGE)).await
         }
         ["read-mysql", socket] => read_mysql(socket).await,
+        ["noise", mib] => noise(mib.parse().expect(USAGE)),
+        ["discard"] => discard().await,
+        ["put", endpoint, bucket, mib] => put(endpoint, bucket, mib.parse().expect(USAGE)).await,
         _ => panic!("{USAGE}"),
     }
+}
+
+/// A stream of chunks that differ and do not shrink, made as fast as memory is copied: 1 MiB of noise, each time with another number in front.
+fn chunks(mib: u64) -> impl Iterator<Item = Bytes> {
+    let noise = data::noise(20, 1 << 20);
+    (0..mib).map(move |n| {
+        let mut chunk = noise.clone();
+        chunk[..8].copy_from_slice(&n.to_le_bytes());
+        chunk.into()
+    })
+}
+
+/// The stream on standard output.
+fn noise(mib: u64) {
+    let mut out = std::io::stdout().lock();
+    for chunk in chunks(mib) {
+        out.write_all(&chunk).unwrap();
+    }
+}
+
+/// A store that keeps only sums; says its port.
+async fn discard() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap().port());
+    bk_tests::discard::serve(listener).await;
+}
+
+/// Sends the stream through the sink as a backup does: as stored blocks of an archive, published and proven.
+async fn put(endpoint: &str, bucket: &str, mib: u64) {
+    let sink = bk_tests::object_store::sink(serde_json::json!({
+        "bucket": bucket, "endpoint": endpoint, "access_key": "test", "secret_key": "testtest", "checksum": "crc64nvme"
+    }));
+    let mut site = Site::default()
+        .source("large", Generated { mib })
+        .sink("s3", sink);
+    site.archive.compress = false;
+    let report = site.backup().await;
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    println!(
+        "{} bytes, peak {} MiB",
+        report.bytes,
+        report.peak_memory_bytes >> 20
+    );
+}
+
+/// A source of one generated body.
+struct Generated {
+    mib: u64,
 }
 
 /// A server read as a backup reads it, and nothing else: not compressed, not stored.
@@ -125,6 +177,14 @@ impl Sink for NullSink {
     async fn set_note(&self, _cx: &Context, _: &NoteName, _: Bytes, _: Was) -> Result<()> {
         Ok(())
     }
+
+    async fn notes(&self, _cx: &Context, _site: &str, _prefix: &str) -> Result<Vec<NoteSeen>> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_note(&self, _cx: &Context, _name: &NoteName) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -140,6 +200,7 @@ impl Upload for NullSink {
             bytes: seal.bytes,
             modified: name.start,
             etag: seal.sha256.clone(),
+            remarks: Vec::new(),
         })
     }
 
@@ -477,4 +538,69 @@ async fn publish(folder: &Path, step: &str, n: u64) {
         .backup()
         .await;
     assert!(report.complete, "{:?}", report.causes);
+}
+
+#[async_trait]
+impl Source for Generated {
+    async fn check(&self, _cx: &Context) -> Result<Health> {
+        Ok(Health {
+            identity: "generated".into(),
+            describe: "generated".into(),
+            warnings: Vec::new(),
+        })
+    }
+
+    async fn snapshot(&self, _cx: &Context, _how: &SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(Generated { mib: self.mib }))
+    }
+
+    async fn restore(&self, _cx: &Context, _: Input, _: &RestoreOptions) -> Result<Tally> {
+        Ok(Tally::default())
+    }
+}
+
+#[async_trait]
+impl Snapshot for Generated {
+    fn at(&self) -> PointInTime {
+        PointInTime {
+            instant: "2026-08-22T03:15:00Z".parse().unwrap(),
+            consistency: "none".into(),
+            position: None,
+        }
+    }
+
+    async fn write(&mut self, _cx: &Context, stage: Stage, out: &Output) -> Result<()> {
+        // Members of 4 MiB, as a dump writes them, on lanes of 16.
+        const MEMBER_MIB: u64 = 4;
+        if stage != Stage::Data {
+            return Ok(());
+        }
+        let mut stream = chunks(self.mib);
+        out.expect("g", "u").await?;
+        let mut members = 0;
+        'lanes: loop {
+            let mut lane = out.lane("u").await?;
+            lane.unit("g", "u");
+            for _ in 0..4 {
+                let body: Vec<Bytes> = stream.by_ref().take(MEMBER_MIB as usize).collect();
+                if body.is_empty() {
+                    lane.close().await?;
+                    break 'lanes;
+                }
+                let path = MemberPath::new(format!("g/u/{members:08}"))?;
+                lane.member(path, Meta::default(), body.concat().into())
+                    .await?;
+                members += 1;
+            }
+            lane.close().await?;
+        }
+        out.end("g", "u", Counted { rows: members }).await
+    }
+
+    async fn close(self: Box<Self>, _cx: &Context) -> Result<Facts> {
+        Ok(Facts {
+            layout: 1,
+            ..Facts::default()
+        })
+    }
 }

@@ -1,0 +1,227 @@
+//! Copying archives from one sink to another: inside the store where both ends lie in one, otherwise as a stream that is compared on the way.
+
+use crate::archive::read_at::{ReadAt, SinkReadAt};
+use crate::archive::tail::Opened;
+use crate::archive::writer::hex;
+use crate::backup::read_back;
+use crate::catalog::{self, Catalogue, Entry, Summary};
+use crate::config::SinkInstance;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result, bug};
+use crate::event::Event;
+use crate::name::ArchiveName;
+use crate::sink::{Seal, SizeHint, Stored, Upload};
+use crate::verify::sum_in;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// How an archive got there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// It was there already.
+    There,
+    /// The store copied it.
+    Inside,
+    /// Through this program.
+    Streamed,
+}
+
+/// One archive that was copied.
+#[derive(Clone, Debug, Serialize)]
+pub struct Copied {
+    /// Its id.
+    pub id: String,
+    /// Its name on the target.
+    pub name: String,
+    /// Its version there.
+    pub version: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// How.
+    pub way: Way,
+}
+
+/// Copies one archive, unless the target has it. What arrives is compared before it counts.
+pub async fn copy(
+    cx: &Context,
+    entry: &Entry,
+    from: &SinkInstance,
+    to: &SinkInstance,
+    there: &Catalogue,
+) -> Result<Copied> {
+    let summary = entry
+        .summary()
+        .ok_or_else(|| bug("only archives of this site are copied"))?;
+    let copied = |stored: &Stored, way| Copied {
+        id: summary.id.clone(),
+        name: stored.name.clone(),
+        version: stored.version.clone(),
+        bytes: stored.bytes,
+        way,
+    };
+    if let Some((known, _)) = there.archives().find(|(_, s)| s.id == summary.id) {
+        return Ok(copied(&known.stored, Way::There));
+    }
+    let name =
+        ArchiveName::parse(&entry.stored.name, summary.created, &summary.id).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("`{}` is no name that bk gives", entry.stored.name),
+            )
+        })?;
+    let to_cx = cx.for_instance(&to.name);
+    let (stored, way, sha256) = if let Some(stored) = inside(cx, entry, from, to, &name).await? {
+        (stored, Way::Inside, summary.sha256.clone())
+    } else {
+        let (stored, sha256) = stream(cx, entry, summary, from, to, &name).await?;
+        (stored, Way::Streamed, Some(sha256))
+    };
+    if let Err(error) = is_the_archive(&to_cx, to, &stored, summary).await {
+        remove(&to_cx, to, &stored).await;
+        return Err(error);
+    }
+    let summary = Summary {
+        sha256,
+        ..summary.clone()
+    };
+    catalog::remember(&to_cx, &to.sink, &stored, summary).await;
+    Ok(copied(&stored, way))
+}
+
+/// Whole archives only: a partial one keeps the name that the sinks give partial ones, which a copy inside does not know.
+async fn inside(
+    cx: &Context,
+    entry: &Entry,
+    from: &SinkInstance,
+    to: &SinkInstance,
+    name: &ArchiveName,
+) -> Result<Option<Stored>> {
+    let complete = entry.summary().is_some_and(|s| s.complete);
+    let from_cx = cx.for_instance(&from.name);
+    let Some(origin) = from
+        .sink
+        .origin(&from_cx, &entry.stored)
+        .await?
+        .filter(|_| complete)
+    else {
+        return Ok(None);
+    };
+    let to_cx = cx.for_instance(&to.name);
+    match to.sink.take_over(&to_cx, &origin, name).await {
+        Ok(stored) => Ok(Some(stored)),
+        Err(error) if matches!(error.kind, ErrorKind::Unsupported | ErrorKind::Denied) => {
+            tracing::info!(%error, "the store does not copy by itself, the archive is sent through");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn stream(
+    cx: &Context,
+    entry: &Entry,
+    summary: &Summary,
+    from: &SinkInstance,
+    to: &SinkInstance,
+    name: &ArchiveName,
+) -> Result<(Stored, String)> {
+    let from_cx = cx.for_instance(&from.name);
+    let to_cx = cx.for_instance(&to.name);
+    let hint = SizeHint {
+        previous_bytes: Some(entry.stored.bytes),
+    };
+    let read = SinkReadAt::new(from_cx.clone(), from.sink.clone(), entry.stored.clone());
+    let mut upload = to.sink.create(&to_cx, name, hint).await?;
+    let sent = send(&to_cx, &read, upload.as_mut()).await;
+    let checked = match sent {
+        Ok(sha256) => {
+            let said = expected_sum(&from_cx, from, entry, summary).await;
+            match said {
+                Some(said) if said != sha256 => Err(Error::corrupt(format!(
+                    "`{}` on `{}` is not what its sum says",
+                    entry.stored.name, from.name
+                ))
+                .hint("bk verify names what is damaged")),
+                _ => Ok(sha256),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    let sha256 = match checked {
+        Ok(sha256) => sha256,
+        Err(error) => {
+            crate::tee::abort(upload, &to.name).await;
+            return Err(error);
+        }
+    };
+    let seal = Seal {
+        sha256: sha256.clone(),
+        bytes: entry.stored.bytes,
+        id: summary.id.clone(),
+        site: summary.site.clone(),
+        complete: summary.complete,
+    };
+    let stored = upload.publish(name, &seal).await?;
+    if let Err(error) = read_back(&to_cx, to, &stored, &seal).await {
+        remove(&to_cx, to, &stored).await;
+        return Err(error);
+    }
+    Ok((stored, sha256))
+}
+
+/// A copy that is not what it should be must not be taken for an archive.
+async fn remove(cx: &Context, to: &SinkInstance, stored: &Stored) {
+    if let Err(error) = to.sink.delete(cx, stored).await {
+        tracing::warn!(name = %stored.name, version = %stored.version, %error, "a bad copy stays, delete it by hand");
+    }
+}
+
+async fn send(cx: &Context, read: &SinkReadAt, upload: &mut dyn Upload) -> Result<String> {
+    let mut sum = Sha256::new();
+    let mut at = 0;
+    while at < read.len() {
+        cx.check_cancelled()?;
+        let len = CHUNK_BYTES.min(read.len() - at);
+        let chunk = read.read_at(at, len).await?;
+        sum.update(&chunk);
+        upload.write(chunk).await?;
+        cx.tell(&Event::Stored(len));
+        at += len;
+    }
+    Ok(hex(&sum.finalize()))
+}
+
+/// What the archive's sum must be, as far as anybody wrote it down.
+async fn expected_sum(
+    cx: &Context,
+    from: &SinkInstance,
+    entry: &Entry,
+    summary: &Summary,
+) -> Option<String> {
+    let beside = from.sink.sums(cx, &entry.stored).await.ok().flatten();
+    let beside = beside.and_then(|text| sum_in(&text, &summary.id).map(str::to_owned));
+    beside.or_else(|| summary.sha256.clone())
+}
+
+/// The copy opens as the archive that it is a copy of.
+async fn is_the_archive(
+    cx: &Context,
+    to: &SinkInstance,
+    stored: &Stored,
+    summary: &Summary,
+) -> Result<()> {
+    let read = SinkReadAt::new(cx.clone(), to.sink.clone(), stored.clone());
+    let opened = Opened::open(Arc::new(read)).await?;
+    if opened.manifest.id == summary.id {
+        Ok(())
+    } else {
+        Err(Error::corrupt(format!(
+            "the copy `{}` on `{}` is another archive",
+            stored.name, to.name
+        )))
+    }
+}

@@ -238,11 +238,15 @@ fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Know
     kept
 }
 
+/// Hours that count as a day's beginning: a gap of 30 hours is two days, one of 29 is one.
+const LATE_HOURS: i64 = 18;
+
 /// A period without an archive counts for nothing, so where archives are rare a rule reaches further back than its periods last.
 fn with_gaps(tier: Tier, count: u32, kept: &[(&Known, String)]) -> Tier {
     let gaps = kept.windows(2).map(|two| {
         let hours = two[0].0.created.duration_since(two[1].0.created).as_hours();
-        u32::try_from(hours / 24 + 1).unwrap_or(u32::MAX)
+        // A run that starts some hours late makes no day more.
+        u32::try_from((hours + LATE_HOURS) / 24).unwrap_or(u32::MAX)
     });
     let longest = gaps.max().unwrap_or(0);
     Tier {

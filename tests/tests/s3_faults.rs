@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Runs at once: most of their time is waiting.
 const AT_ONCE: usize = 6;
+/// Longer than the waits of any one request added up: beyond it something hangs.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A sink of its own folder in the bucket, through the proxy.
 fn sink(bucket: &Bucket, port: u16, prefix: &str) -> S3 {
@@ -146,7 +148,7 @@ async fn every_passing_fault_of_a_backup(versions: Versions) {
                 if !ended.well {
                     return complain(ended.said);
                 }
-                if took > Duration::from_secs(120) {
+                if took > LIMIT {
                     return complain(format!("took {took:?}"));
                 }
                 match compare(&bucket, server.port, &prefix).await {
@@ -183,6 +185,11 @@ async fn any_one_request_of_a_backup_may_go_wrong_without_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn any_one_request_of_a_backup_may_go_wrong_with_versions_suspended() {
+    every_passing_fault_of_a_backup(Versions::Suspended).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_one_request_of_a_restore_may_go_wrong() {
     let Some(server) = Server::shared(Kind::Radosgw) else {
         return;
@@ -202,10 +209,15 @@ async fn any_one_request_of_a_restore_may_go_wrong() {
             let bucket = bucket.clone();
             async move {
                 let proxy = Proxy::start(server.port, fault, When::Once(n)).await;
+                let begun = Instant::now();
+                let compared = compare(&bucket, proxy.port, "main").await;
                 let asked = proxy.log().get(n as usize).cloned().unwrap_or_default();
-                match compare(&bucket, proxy.port, "main").await {
-                    Ok(1) => None,
-                    other => Some(format!("{fault:?} at {n} ({asked}): {other:?}")),
+                match compared {
+                    Ok(1) if begun.elapsed() < LIMIT => None,
+                    other => Some(format!(
+                        "{fault:?} at {n} ({asked}): {other:?} after {:?}",
+                        begun.elapsed()
+                    )),
                 }
             }
         })
@@ -222,25 +234,28 @@ async fn a_store_that_stops_answering_well_leaves_nothing_half_done() {
     let Some(server) = Server::shared(Kind::Radosgw) else {
         return;
     };
-    let bucket = server.bucket(Versions::Enabled).await;
-    let whole = backup(&bucket, server.port, Fault::Reset, When::Never, "quiet").await;
-    let cases = (0..whole.requests).step_by(long(4, 1));
+    let mut cases = Vec::new();
+    for versions in [Versions::Enabled, Versions::Never] {
+        let bucket = server.bucket(versions).await;
+        let whole = backup(&bucket, server.port, Fault::Reset, When::Never, "quiet").await;
+        for n in (0..whole.requests).step_by(long(4, 1)) {
+            cases.push((bucket.clone(), Fault::Denied, When::From(n)));
+            cases.push((bucket.clone(), Fault::PreconditionFailed, When::Once(n)));
+        }
+    }
     let failed: Vec<String> = futures::stream::iter(cases)
-        .map(|n| {
-            let bucket = bucket.clone();
-            async move {
-                let prefix = format!("denied{n}");
-                let ended =
-                    backup(&bucket, server.port, Fault::Denied, When::From(n), &prefix).await;
-                let found = compare(&bucket, server.port, &prefix).await;
-                match (ended.well, found) {
-                    // Only what follows the archive's proof may be denied and the run still be well.
-                    (true, Ok(1)) | (false, Ok(0 | 1)) => None,
-                    (well, found) => Some(format!(
-                        "denied from {n}: well {well}, {found:?}, {}",
-                        ended.said
-                    )),
-                }
+        .map(|(bucket, fault, when)| async move {
+            let prefix = format!("{fault:?}{when:?}").replace(['(', ')'], "-");
+            let ended = backup(&bucket, server.port, fault, when, &prefix).await;
+            let found = compare(&bucket, server.port, &prefix).await;
+            let open = open_uploads(&bucket, &prefix).await;
+            match (ended.well, found) {
+                // Only what follows the archive's proof may go wrong and the run still be well.
+                (true, Ok(1)) | (false, Ok(0 | 1)) if fault == Fault::Denied || open == 0 => None,
+                (well, found) => Some(format!(
+                    "{fault:?} {when:?}: well {well}, {found:?}, {open} uploads, {}",
+                    ended.said
+                )),
             }
         })
         .buffer_unordered(AT_ONCE)

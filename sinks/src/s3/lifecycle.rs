@@ -70,6 +70,9 @@ impl Store {
                 freed += u32::from(self.untag(cx, &of_word(word)).await?);
             }
         }
+        if !off {
+            self.keep_unlisted(cx, all, &before, &mut now).await?;
+        }
         let wrote = self.keep_rules(cx, &tiers, off, &now).await?;
         let mut both = before.clone();
         both.extend(now.clone());
@@ -102,6 +105,29 @@ impl Store {
             ));
         }
         Ok(lines)
+    }
+
+    /// What has a tag, is not in the list and is still there (it could not be read today) stays known.
+    async fn keep_unlisted(
+        &self,
+        cx: &Context,
+        all: &[(Stored, Wanted)],
+        before: &BTreeMap<String, String>,
+        now: &mut BTreeMap<String, String>,
+    ) -> Result<()> {
+        let listed: BTreeSet<String> = all.iter().map(|(stored, _)| word(stored)).collect();
+        for (word, rule) in before.iter().filter(|(word, _)| !listed.contains(*word)) {
+            let stored = of_word(word);
+            let version = self.version_of(cx, &stored).await?;
+            let key = self.key(&stored.name);
+            match self.head(cx, &key, version.as_deref()).await {
+                Err(fault) if fault.is_not_found() => {}
+                _ => {
+                    now.insert(word.clone(), rule.clone());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A pinned archive must not wait for the next pruning.
@@ -308,6 +334,9 @@ impl Store {
             .cloned()
             .chain(wanted.iter().cloned())
             .collect();
+        if rules.is_empty() {
+            return self.remove_rules(cx, &doing).await.map(|()| true);
+        }
         let configuration = BucketLifecycleConfiguration::builder()
             .set_rules(Some(rules))
             .build()
@@ -337,6 +366,20 @@ impl Store {
             format!("the lifecycle rules of `{}` are not what was written: another program changes them too", self.bucket()),
         )
         .hint("look at them, then bk prune"))
+    }
+
+    async fn remove_rules(&self, cx: &Context, doing: &str) -> Result<()> {
+        self.clients
+            .ask(cx, 0, || {
+                self.clients
+                    .deleting
+                    .delete_bucket_lifecycle()
+                    .bucket(self.bucket())
+                    .send()
+            })
+            .await
+            .map(|_| ())
+            .map_err(|fault| fault.while_trying(doing))
     }
 
     fn wanted(

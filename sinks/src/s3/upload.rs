@@ -104,7 +104,9 @@ pub struct Multipart {
     twin: bool,
     plan: Plan,
     filling: BytesMut,
-    flying: VecDeque<JoinHandle<Result<Part>>>,
+    /// Buffers of parts that have landed: the same few carry all of an archive, whatever the allocator makes of large ones.
+    spare: Vec<BytesMut>,
+    flying: VecDeque<JoinHandle<Result<(Part, Option<BytesMut>)>>>,
     parts: BTreeMap<u32, Part>,
     next: u32,
     pub sent: u64,
@@ -141,6 +143,7 @@ impl Multipart {
             twin,
             plan,
             filling: BytesMut::new(),
+            spare: Vec::new(),
             flying: VecDeque::new(),
             parts: BTreeMap::new(),
             next: 1,
@@ -154,6 +157,7 @@ impl Multipart {
             let size = self.plan.part_bytes(self.next);
             let room = (size - self.filling.len() as u64).min(chunk.len() as u64);
             if self.filling.capacity() == 0 {
+                self.filling = self.spare.pop().unwrap_or_default();
                 self.filling.reserve(size as usize);
             }
             self.filling
@@ -203,7 +207,9 @@ impl Multipart {
         };
         let landed = task.await;
         self.flying.pop_front();
-        let part = landed.map_err(|e| bug(format!("the upload of a part ended: {e}")))??;
+        let (part, buffer) =
+            landed.map_err(|e| bug(format!("the upload of a part ended: {e}")))??;
+        self.spare.extend(buffer);
         self.parts.insert(part.number, part);
         Ok(())
     }
@@ -424,7 +430,7 @@ async fn upload_part(
     number: u32,
     body: Bytes,
     proof: Proof,
-) -> Result<Part> {
+) -> Result<(Part, Option<BytesMut>)> {
     let (sums, body) = {
         let hashed = tokio::task::spawn_blocking(move || (Sums::of(proof, &body), body));
         hashed
@@ -474,7 +480,11 @@ async fn upload_part(
             Proof::None => true,
         };
         if agrees && !etag.is_empty() {
-            return Ok(Part { number, etag, sums });
+            let buffer = body.try_into_mut().ok().map(|mut buffer| {
+                buffer.clear();
+                buffer
+            });
+            return Ok((Part { number, etag, sums }, buffer));
         }
         if attempt >= store.clients.patience().attempts {
             return Err(Error::corrupt(format!(

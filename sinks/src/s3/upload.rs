@@ -90,6 +90,9 @@ pub struct Part {
     pub sums: Sums,
 }
 
+/// A part that the store has, and its buffer where nobody else holds it any more.
+type Landed = (Part, Option<BytesMut>);
+
 /// An upload that was begun, and what became of its parts.
 pub struct Multipart {
     pub store: Store,
@@ -106,7 +109,7 @@ pub struct Multipart {
     filling: BytesMut,
     /// Buffers of parts that have landed: the same few carry all of an archive, whatever the allocator makes of large ones.
     spare: Vec<BytesMut>,
-    flying: VecDeque<JoinHandle<Result<(Part, Option<BytesMut>)>>>,
+    flying: VecDeque<JoinHandle<Result<Landed>>>,
     parts: BTreeMap<u32, Part>,
     next: u32,
     pub sent: u64,
@@ -430,7 +433,7 @@ async fn upload_part(
     number: u32,
     body: Bytes,
     proof: Proof,
-) -> Result<(Part, Option<BytesMut>)> {
+) -> Result<Landed> {
     let (sums, body) = {
         let hashed = tokio::task::spawn_blocking(move || (Sums::of(proof, &body), body));
         hashed

@@ -23,7 +23,7 @@ use input::{Delivered, Input, UnitCount};
 use jiff::tz::TimeZone;
 use select::Selected;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// What a person asked for.
@@ -102,103 +102,129 @@ pub async fn open(
     config: &Config,
     request: &Request,
 ) -> Result<(Chosen, Vec<String>)> {
-    if let Some(path) = &request.file {
-        let read = Arc::new(crate::archive::read_at::FileReadAt::open(path)?);
-        let opened = Opened::open(read)
-            .await
-            .map_err(|e| e.within(format!("`{}`", path.display())))?;
-        let version = crate::name::compact(opened.manifest.created);
-        let chosen = Chosen {
-            from: "file".into(),
-            name: path.display().to_string(),
-            version,
-            copies: vec![("file".into(), Arc::new(opened))],
-        };
-        return Ok((chosen, Vec::new()));
-    }
-    let sinks: Vec<SinkInstance> = match &request.wish.from {
-        Some(name) => vec![config.sink(name)?.clone()],
-        None => config.sinks.clone(),
-    };
-    let catalogue = Catalogue::read(cx, &sinks).await;
-    let mut warnings = Vec::new();
-    for (sink, error) in &catalogue.failures {
-        if !request.offline_ok {
-            return Err(error
-                .duplicate()
-                .within(format!("could not list `{sink}`"))
-                .hint("name one sink with --from, or repeat with --offline-ok"));
+    match &request.file {
+        Some(path) => Ok((open_file(path).await?, Vec::new())),
+        None => {
+            Shelves::look(cx, config, request)
+                .await?
+                .open(cx, request)
+                .await
         }
-        warnings.push(format!("could not list `{sink}`: {error}"));
-    }
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
-    let entries = catalogue.choose(&request.wish, &zone)?;
-    let mut copies = Vec::new();
-    let mut first_failure = None;
-    let mut chosen = None;
-    for entry in entries {
-        let Some(instance) = sinks.iter().find(|s| s.name == entry.sink) else {
-            continue;
-        };
-        let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
-            cx.for_instance(&entry.sink),
-            instance.sink.clone(),
-            entry.stored.clone(),
-        ));
-        match Opened::open(read).await {
-            Ok(opened) => {
-                chosen.get_or_insert_with(|| {
-                    (
-                        entry.sink.clone(),
-                        entry.stored.name.clone(),
-                        entry.version(),
-                    )
-                });
-                copies.push((entry.sink.clone(), Arc::new(opened)));
-            }
-            Err(error) => {
-                warnings.push(format!(
-                    "`{}` on `{}`: {error}",
-                    entry.stored.name, entry.sink
-                ));
-                first_failure.get_or_insert(
-                    error.within(format!("`{}` on `{}`", entry.stored.name, entry.sink)),
-                );
-            }
-        }
-    }
-    match (chosen, first_failure) {
-        (Some((from, name, version)), _) => Ok((
-            Chosen {
-                from,
-                name,
-                version,
-                copies,
-            },
-            warnings,
-        )),
-        (None, Some(error)) => Err(error),
-        (None, None) => Err(crate::error::bug("an archive was chosen and is on no sink")),
     }
 }
 
-/// What others left on a sink, when a date or a version asks for it and nothing of this site fits.
-async fn foreign_on_sinks(
-    cx: &Context,
-    config: &Config,
-    request: &Request,
-) -> Result<Option<(String, String, Foreign)>> {
-    let sinks: Vec<SinkInstance> = match &request.wish.from {
-        Some(name) => vec![config.sink(name)?.clone()],
-        None => config.sinks.clone(),
-    };
-    let catalogue = Catalogue::read(cx, &sinks).await;
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
-    // One of ours that fits and could not be opened is no reason to take a stranger's.
-    if catalogue.choose(&request.wish, &zone).is_ok() {
-        return Ok(None);
+async fn open_file(path: &Path) -> Result<Chosen> {
+    let read = Arc::new(crate::archive::read_at::FileReadAt::open(path)?);
+    let opened = Opened::open(read)
+        .await
+        .map_err(|e| e.within(format!("`{}`", path.display())))?;
+    Ok(Chosen {
+        from: "file".into(),
+        name: path.display().to_string(),
+        version: crate::name::compact(opened.manifest.created),
+        copies: vec![("file".into(), Arc::new(opened))],
+    })
+}
+
+/// The sinks that are asked, and what lies on them.
+struct Shelves {
+    sinks: Vec<SinkInstance>,
+    catalogue: Catalogue,
+    zone: TimeZone,
+    warnings: Vec<String>,
+}
+
+impl Shelves {
+    async fn look(cx: &Context, config: &Config, request: &Request) -> Result<Self> {
+        let sinks: Vec<SinkInstance> = match &request.wish.from {
+            Some(name) => vec![config.sink(name)?.clone()],
+            None => config.sinks.clone(),
+        };
+        let catalogue = Catalogue::read(cx, &sinks).await;
+        let mut warnings = Vec::new();
+        for (sink, error) in &catalogue.failures {
+            if !request.offline_ok {
+                return Err(error
+                    .duplicate()
+                    .within(format!("could not list `{sink}`"))
+                    .hint("name one sink with --from, or repeat with --offline-ok"));
+            }
+            warnings.push(format!("could not list `{sink}`: {error}"));
+        }
+        Ok(Self {
+            sinks,
+            catalogue,
+            zone: TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC),
+            warnings,
+        })
     }
-    foreign::on_sinks(cx, &catalogue, &sinks, &request.wish, &zone).await
+
+    /// What others left, when a date or a version asks for it and nothing of this site fits. One of ours that fits and cannot be opened is no
+    /// reason to take a stranger's.
+    async fn strangers(
+        &self,
+        cx: &Context,
+        request: &Request,
+    ) -> Result<Option<(String, String, Foreign)>> {
+        let wish = &request.wish;
+        let ours = self.catalogue.choose(wish, &self.zone);
+        let none_of_ours = matches!(ours, Err(error) if error.kind == ErrorKind::NotFound);
+        if !wish.is_definite() || !none_of_ours {
+            return Ok(None);
+        }
+        foreign::on_sinks(cx, &self.catalogue, &self.sinks, wish, &self.zone).await
+    }
+
+    async fn open(self, cx: &Context, request: &Request) -> Result<(Chosen, Vec<String>)> {
+        let mut warnings = self.warnings;
+        let mut copies = Vec::new();
+        let mut first_failure = None;
+        let mut chosen = None;
+        for entry in self.catalogue.choose(&request.wish, &self.zone)? {
+            let Some(instance) = self.sinks.iter().find(|s| s.name == entry.sink) else {
+                continue;
+            };
+            let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
+                cx.for_instance(&entry.sink),
+                instance.sink.clone(),
+                entry.stored.clone(),
+            ));
+            match Opened::open(read).await {
+                Ok(opened) => {
+                    chosen.get_or_insert_with(|| {
+                        (
+                            entry.sink.clone(),
+                            entry.stored.name.clone(),
+                            entry.version(),
+                        )
+                    });
+                    copies.push((entry.sink.clone(), Arc::new(opened)));
+                }
+                Err(error) => {
+                    warnings.push(format!(
+                        "`{}` on `{}`: {error}",
+                        entry.stored.name, entry.sink
+                    ));
+                    first_failure.get_or_insert(
+                        error.within(format!("`{}` on `{}`", entry.stored.name, entry.sink)),
+                    );
+                }
+            }
+        }
+        match (chosen, first_failure) {
+            (Some((from, name, version)), _) => Ok((
+                Chosen {
+                    from,
+                    name,
+                    version,
+                    copies,
+                },
+                warnings,
+            )),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(crate::error::bug("an archive was chosen and is on no sink")),
+        }
+    }
 }
 
 /// An archive that was chosen and opened.
@@ -219,21 +245,20 @@ pub async fn prepare<'a>(
     config: &'a Config,
     request: Request,
 ) -> Result<Prepared<'a>> {
-    if let Some(path) = request.file.clone()
-        && foreign::is_foreign(&path).await?
-    {
-        let thing = Foreign::open(&path).await?;
-        return foreign::prepare(cx, config, request, ("file".into(), String::new(), thing)).await;
-    }
-    let opened = open(cx, config, &request).await;
-    let nothing = matches!(&opened, Err(error) if error.kind == ErrorKind::NotFound);
-    if nothing
-        && request.wish.is_definite()
-        && let Some(found) = foreign_on_sinks(cx, config, &request).await?
-    {
-        return foreign::prepare(cx, config, request, found).await;
-    }
-    let (chosen, warnings) = opened?;
+    let (chosen, warnings) = match &request.file {
+        Some(path) if foreign::is_foreign(path).await? => {
+            let thing = ("file".into(), String::new(), Foreign::open(path).await?);
+            return foreign::prepare(cx, config, request, thing).await;
+        }
+        Some(path) => (open_file(path).await?, Vec::new()),
+        None => {
+            let shelves = Shelves::look(cx, config, &request).await?;
+            if let Some(found) = shelves.strangers(cx, &request).await? {
+                return foreign::prepare(cx, config, request, found).await;
+            }
+            shelves.open(cx, &request).await?
+        }
+    };
     prepare_archive(cx, config, request, chosen, warnings).await
 }
 

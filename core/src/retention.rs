@@ -229,9 +229,10 @@ fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Know
                 used.push((known, name));
             }
         }
-        let tier = Some(with_gaps(tier, count, &used));
+        let tier = with_gaps(tier, count, &used);
         for (n, (known, name)) in used.into_iter().enumerate() {
-            let words = format!("{} {} of {count}: {name}", period_name(tier), n + 1);
+            let words = format!("{} {} of {count}: {name}", tier.rule, n + 1);
+            let tier = Some(tier);
             kept.push((known, Reason { words, tier }));
         }
     }
@@ -253,10 +254,6 @@ fn with_gaps(tier: Tier, count: u32, kept: &[(&Known, String)]) -> Tier {
         days: tier.days.max(count.saturating_mul(longest)),
         ..tier
     }
-}
-
-fn period_name(tier: Option<Tier>) -> &'static str {
-    tier.map_or("", |tier| tier.rule)
 }
 
 /// Rule by rule: how long all its periods last, how many there are, and which one an instant lies in.

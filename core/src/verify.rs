@@ -1,13 +1,13 @@
 //! Reading an archive to its end: every stored byte, every block decoded, every count compared.
 
-use crate::archive::read_at::ReadAt;
+use crate::archive::read_at::{ReadAt, digest};
 use crate::archive::reader::WholeFile;
 use crate::archive::tail::{Line, Opened};
 use crate::archive::tar;
 use crate::archive::writer::hex;
 use crate::error::{Error, Result};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ type Count = (u64, u64);
 /// Reads it all. `sums` is the text of its sum file, where there is one.
 pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>) -> Result<Verified> {
     let opened = Opened::open(read).await?;
-    let sha256 = whole_sum(&opened).await?;
+    let sha256 = hex(&digest::<Sha256>(opened.read()).await?);
     let mut warnings = Vec::new();
     if let Some(sums) = sums {
         compare_sums(sums, &sha256, &opened.manifest.id, &mut warnings)?;
@@ -68,17 +68,6 @@ pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>) -> Result<Verifie
         members,
         warnings,
     })
-}
-
-async fn whole_sum(opened: &Opened) -> Result<String> {
-    let mut sum = Sha256::new();
-    let mut at = 0;
-    while at < opened.stored_bytes() {
-        let len = (4 << 20).min(opened.stored_bytes() - at);
-        sum.update(opened.read().read_at(at, len).await?);
-        at += len;
-    }
-    Ok(hex(&sum.finalize()))
 }
 
 /// A sum file counts only for the archive with its id; any other is reported, never called corruption.

@@ -6,6 +6,7 @@ use crate::sink::{ByteStream, Sink, Stored};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use sha2::digest::{Digest, Output};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,19 @@ pub trait ReadAt: Send + Sync {
 
     /// Exactly these bytes, or an error.
     async fn read_at(&self, offset: u64, len: u64) -> Result<Bytes>;
+}
+
+/// The sum of all bytes, piece by piece.
+pub async fn digest<D: Digest>(read: &dyn ReadAt) -> Result<Output<D>> {
+    const PIECE_BYTES: u64 = 4 << 20;
+    let mut sum = D::new();
+    let mut at = 0;
+    while at < read.len() {
+        let len = PIECE_BYTES.min(read.len() - at);
+        sum.update(read.read_at(at, len).await?);
+        at += len;
+    }
+    Ok(sum.finalize())
 }
 
 /// A file on this machine, for `bk restore FILE`.

@@ -4,7 +4,7 @@ use super::running::Running;
 use super::{Backup, tool};
 use crate::archive::format::FORMAT;
 use crate::archive::output::Output;
-use crate::archive::read_at::{ReadAt, SinkReadAt};
+use crate::archive::read_at::{SinkReadAt, digest};
 use crate::archive::writer::{Writer, Written, hex};
 use crate::catalog::Summary;
 use crate::config::{PruneWhen, SinkInstance};
@@ -275,7 +275,6 @@ pub(crate) async fn read_back(
     stored: &Stored,
     seal: &Seal,
 ) -> Result<()> {
-    use sha2::{Digest, Sha256};
     if stored.bytes != seal.bytes {
         return Err(Error::corrupt(format!(
             "`{}` has {} bytes after it was stored, not {}",
@@ -286,14 +285,7 @@ pub(crate) async fn read_back(
         return Ok(());
     }
     let read = SinkReadAt::new(cx.clone(), instance.sink.clone(), stored.clone());
-    let mut sum = Sha256::new();
-    let mut at = 0;
-    while at < seal.bytes {
-        let len = (4 << 20).min(seal.bytes - at);
-        sum.update(read.read_at(at, len).await?);
-        at += len;
-    }
-    if hex(&sum.finalize()) == seal.sha256 {
+    if hex(&digest::<sha2::Sha256>(&read).await?) == seal.sha256 {
         Ok(())
     } else {
         Err(Error::corrupt(format!(

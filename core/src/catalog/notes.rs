@@ -38,7 +38,12 @@ pub(super) struct Noted {
 impl Noted {
     /// All of them. To look, what cannot be read is as good as none; to delete, it is an error, since the notes then guard the list.
     pub async fn read(cx: &Context, sink: &Arc<dyn Sink>, care: Care) -> Result<Self> {
-        let names = match sink.notes(cx, &cx.site, PREFIX).await {
+        Self::read_of(cx, sink, care, "").await
+    }
+
+    /// Those of months that begin so.
+    async fn read_of(cx: &Context, sink: &Arc<dyn Sink>, care: Care, months: &str) -> Result<Self> {
+        let names = match sink.notes(cx, &cx.site, &format!("{PREFIX}{months}")).await {
             Ok(seen) => seen.into_iter().map(|note| note.name).collect::<Vec<_>>(),
             Err(error) if care == Care::Delete => return Err(error.within("the catalogue's notes")),
             Err(error) => {
@@ -126,41 +131,41 @@ impl Noted {
         let gone = self.known.keys().filter(|stored| !now.contains_key(stored));
         let months: BTreeSet<String> = new.chain(gone).map(|s| month(s.modified)).collect();
         for month in months {
-            if self.blind || self.unread.contains(&month) {
-                continue;
-            }
-            let mut of_month: Vec<(&Stored, &What)> = now
-                .iter()
-                .filter(|(stored, _)| self::month(stored.modified) == month)
-                .map(|(stored, what)| (stored, *what))
-                .collect();
-            of_month.sort_by(|a, b| a.0.cmp(b.0));
-            let pieces = self.pieces.get(&month).copied().unwrap_or(0);
-            write(cx, sink, &month, &of_month, pieces).await;
+            let all = now.iter().map(|(stored, what)| (stored, *what));
+            self.write_month(cx, sink, &month, all).await;
         }
+    }
+
+    /// Writes what of these belongs to the month, unless a part of what stood there could not be read.
+    async fn write_month<'a>(
+        &self,
+        cx: &Context,
+        sink: &Arc<dyn Sink>,
+        month: &str,
+        all: impl Iterator<Item = (&'a Stored, &'a What)>,
+    ) {
+        if self.blind || self.unread.contains(month) {
+            return;
+        }
+        let mut of_month: Vec<_> = all
+            .filter(|(stored, _)| self::month(stored.modified) == month)
+            .collect();
+        of_month.sort_by(|a, b| a.0.cmp(b.0));
+        let pieces = self.pieces.get(month).copied().unwrap_or(0);
+        write(cx, sink, month, &of_month, pieces).await;
     }
 }
 
 /// Adds an archive that was just published and verified, so that nobody needs to read its tail.
 pub async fn remember(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored, summary: Summary) {
-    let Ok(mut noted) = Noted::read(cx, sink, Care::Look).await else {
+    let month = month(stored.modified);
+    let Ok(mut noted) = Noted::read_of(cx, sink, Care::Look, &month).await else {
         return;
     };
-    let month = month(stored.modified);
-    if noted.blind || noted.unread.contains(&month) {
-        return;
-    }
-    noted
-        .known
-        .insert(stored.bare(), What::Archive(Box::new(summary)));
-    let mut of_month: Vec<(&Stored, &What)> = noted
-        .known
-        .iter()
-        .filter(|(stored, _)| self::month(stored.modified) == month)
-        .collect();
-    of_month.sort_by(|a, b| a.0.cmp(b.0));
-    let pieces = noted.pieces.get(&month).copied().unwrap_or(0);
-    write(cx, sink, &month, &of_month, pieces).await;
+    let known = std::mem::take(&mut noted.known);
+    let new = (stored.bare(), What::Archive(Box::new(summary)));
+    let all: HashMap<Stored, What> = known.into_iter().chain([new]).collect();
+    noted.write_month(cx, sink, &month, all.iter()).await;
 }
 
 async fn write(

@@ -2,7 +2,7 @@
 
 use crate::archive::foreign::{Foreign, decompressed, said};
 use crate::archive::format::{GATHERED_MAX_BYTES, Stage};
-use crate::archive::read_at::{FileReadAt, ReadAt, SinkReadAt};
+use crate::archive::read_at::{FileReadAt, ReadAt, SinkReadAt, digest};
 use crate::archive::tail::Opened;
 use crate::archive::tar::{Head, Kind, Meta};
 use crate::catalog::{Catalogue, Wish};
@@ -84,16 +84,7 @@ pub async fn on_sinks(
 
 /// What its maker wrote down of it must still be true.
 async fn compare_md5(read: &dyn ReadAt, expected: &[u8; 16], name: &str) -> Result<()> {
-    use md5::Digest;
-    const CHUNK_BYTES: u64 = 4 << 20;
-    let mut sum = md5::Md5::new();
-    let mut at = 0;
-    while at < read.len() {
-        let len = CHUNK_BYTES.min(read.len() - at);
-        sum.update(read.read_at(at, len).await?);
-        at += len;
-    }
-    if <[u8; 16]>::from(sum.finalize()) == *expected {
+    if <[u8; 16]>::from(digest::<md5::Md5>(read).await?) == *expected {
         Ok(())
     } else {
         Err(Error::corrupt(format!(

@@ -227,8 +227,16 @@ impl Catalogue {
                 .from
                 .as_ref()
                 .map_or_else(String::new, |from| format!(" on `{from}`"));
+            let unread = self.entries.iter().find_map(|entry| match &entry.what {
+                What::Damaged(why) => {
+                    Some(format!(" that can be read; `{}`: {why}", entry.stored.name))
+                }
+                _ => None,
+            });
+            let unread = unread.unwrap_or_default();
             return Err(
-                not_found(format!("there is no archive of this site{whose}")).hint("bk list --all"),
+                not_found(format!("there is no archive of this site{whose}{unread}"))
+                    .hint("bk list --all"),
             );
         }
         let moment = wish
@@ -539,7 +547,8 @@ async fn look(cx: &Context, sink: &Arc<dyn Sink>, stored: &Stored) -> Result<Wha
         }
         // One file that cannot be read must not hide the others; one that another run has just deleted is damaged for a moment.
         Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => {
-            Ok(What::Damaged(error.what))
+            let what_next = error.hint.map(|hint| format!(": {hint}"));
+            Ok(What::Damaged(error.what + &what_next.unwrap_or_default()))
         }
         Err(error) => Err(error.within(format!("`{}`", stored.name))),
     }

@@ -1,6 +1,7 @@
 //! Accounts of the two servers that log in by a password, encrypted and not: each can be checked and backed up, and a wrong password is called one.
 
 use bk_tests::binary::Home;
+use bk_tests::certificates::Certificates;
 use bk_tests::database::{Kind, Server};
 
 /// Its settings with the right password and with a wrong one.
@@ -78,27 +79,12 @@ async fn accounts_of_mariadb_log_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_a_certificate_of_its_name_is_believed() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: String| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let signed = authority.self_signed(&authority_key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, authority_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()])
-        .unwrap()
-        .signed_by(&key, &issuer)
-        .unwrap();
-    let ca = file("ca.pem", signed.pem());
+    let files = Certificates::new();
+    let ca = files.ca();
     let options = [
         format!("--ssl-ca={ca}"),
-        format!("--ssl-cert={}", file("cert.pem", certificate.pem())),
-        format!("--ssl-key={}", file("key.pem", key.serialize_pem())),
+        format!("--ssl-cert={}", files.certificate()),
+        format!("--ssl-key={}", files.key()),
     ];
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let Some(server) = Server::start(Kind::MariaDb, &options) else {
@@ -114,12 +100,7 @@ async fn a_server_with_a_certificate_of_its_name_is_believed() {
     .await;
     logs_in(&server, "strict", "").await;
     refused(&server, "strict", "tls = \"verify\"\n", "UnknownIssuer").await;
-    let other = rcgen::KeyPair::generate().unwrap();
-    let other = rcgen::CertificateParams::new(Vec::new())
-        .unwrap()
-        .self_signed(&other)
-        .unwrap();
-    let other = file("other.pem", other.pem());
+    let other = files.other_ca();
     let with = |tls: &str| format!("tls = \"{tls}\"\nca = \"{other}\"\n");
     refused(&server, "strict", &with("verify"), "BadSignature").await;
     refused(&server, "strict", &with("verify-ca"), "BadSignature").await;

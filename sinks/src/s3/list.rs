@@ -1,16 +1,20 @@
 //! Every version of every archive, page by page. A listing may be cut in silence (a marker that another run deletes between two pages; stores
 //! that stop at a hundred), so the marker is looked at after each page, and before anything is deleted the listing must prove itself.
 
+use super::settings::ObjectLock;
 use super::store::{NULL, Store, Versioning, timestamp, unquoted, version_word};
 use aws_sdk_s3::types::{EncodingType, ObjectVersionStorageClass};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, conflict};
 use bk_core::sink::{Care, Filter, Stored, looks_like_an_archive};
-use jiff::Timestamp;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::{Timestamp, ToSpan};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often a listing starts over when its marker is gone.
 const STARTS: u32 = 5;
+/// Archives that are looked at side by side.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// One version of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ impl Store {
                 return Err(cut("two listings in a row differ"));
             }
             self.compare_with_plain(cx, filter, &found).await?;
+        } else if let Some(lock) = self.settings.object_lock {
+            self.say_what_is_held(cx, lock, &mut found).await?;
         }
         let foreign = &self.settings.foreign_prefix;
         if *foreign != self.prefix && filter.care == Care::Look {
@@ -48,6 +54,36 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Says until when archives are locked. Only those are asked for that are younger than a lock.
+    async fn say_what_is_held(
+        &self,
+        cx: &Context,
+        lock: ObjectLock,
+        found: &mut [Stored],
+    ) -> Result<()> {
+        let now = cx.clock.now();
+        let oldest = now - (i64::from(lock.days) * 24).hours();
+        let young = found.iter_mut().filter(|stored| stored.modified >= oldest);
+        stream::iter(young)
+            .map(Ok)
+            .try_for_each_concurrent(LOOKS_AT_ONCE, async |stored| {
+                let key = self.key(&stored.name);
+                let version = self.version_of(cx, stored).await?;
+                let until = match self.head(cx, &key, version.as_deref()).await {
+                    Ok(head) => timestamp(head.object_lock_retain_until_date()),
+                    Err(fault) if fault.is_not_found() => return Ok(()),
+                    Err(fault) => return Err(fault.while_trying(&format!("look at `{key}`"))),
+                };
+                if until > now {
+                    stored
+                        .remarks
+                        .push(format!("held until {until} by object lock"));
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn archives(&self, cx: &Context, prefix: &str, filter: &Filter) -> Result<Vec<Stored>> {

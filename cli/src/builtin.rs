@@ -10,6 +10,8 @@ pub fn registry() -> Registry {
             bk_sources::caddy::plugin(),
             #[cfg(feature = "files")]
             bk_sources::files::plugin(),
+            #[cfg(feature = "mongodb")]
+            bk_sources::mongodb::plugin(),
             #[cfg(feature = "mysql")]
             bk_sources::mysql::plugin(),
         ],

@@ -4,5 +4,14 @@
 pub mod caddy;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "mongodb")]
+pub mod mongodb;
 #[cfg(feature = "mysql")]
 pub mod mysql;
+
+#[cfg(any(feature = "mongodb", feature = "mysql"))]
+mod database_filter;
+#[cfg(any(feature = "mongodb", feature = "mysql"))]
+mod run_queue;
+#[cfg(any(feature = "mongodb", feature = "mysql"))]
+mod segment;

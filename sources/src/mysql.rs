@@ -18,6 +18,7 @@ mod snapshot;
 mod statement;
 mod wire;
 
+use crate::database_filter::DatabaseFilter;
 use crate::mysql::connection::{Access, Server};
 use async_trait::async_trait;
 use bk_core::context::Context;
@@ -214,7 +215,8 @@ impl Mysql {
                 Some("name the server's authority in `ca`, or set tls = \"verify\""),
             ));
         }
-        let filter = catalogue::Filter::new(parsed.databases.clone(), parsed.exclude.clone())
+        let filter = DatabaseFilter::new(parsed.databases.clone(), parsed.exclude.clone())
+            .map(catalogue::Filter)
             .map_err(|e| {
                 settings.fault("databases", format!("has a glob that is none: {e}"), None)
             })?;
@@ -251,7 +253,7 @@ impl Source for Mysql {
         }
         connection.end().await;
         // A backup fails for it; a restore may be about to make it.
-        if let Err(missing) = self.filter.all_named_are_there(&found) {
+        if let Err(missing) = self.filter.0.all_named_are_there(&found) {
             warnings.push(missing.what);
         }
         Ok(Health {

@@ -1,7 +1,6 @@
 //! Rows to segments: members of SQL that load alone, cut where the rows' own keys say so.
 //!
-//! A segment ends after a row with `hash(key) / 2^64 < bytes of the row / 3 MiB`, and is named by the hash of its first row's key, so one
-//! changed row moves no border but its own. Where no key orders the table, the row's own bytes stand for it. The hash is XXH3 of 64 bits:
+//! A segment is named by the hash of its first row's key. Where no key orders the table, the row's own bytes stand for it. The hash is XXH3 of 64 bits:
 //! each row is hashed, and nobody gains from forging a border.
 
 use crate::mysql::catalogue::{Shape, Table, TableKind, select};
@@ -9,19 +8,16 @@ use crate::mysql::connection::{Connection, ident};
 use crate::mysql::ddl::{DATA_PREAMBLE, HISTORY_PREAMBLE, PREAMBLE, use_database};
 use crate::mysql::literal::Literal;
 use crate::mysql::wire::{self, Row};
+use crate::segment::{self, Room};
 use bk_core::context::Context;
 use bk_core::error::Result;
 use bk_core::name::MemberPath;
-use bk_core::source::{Lane, Meta, Output, Reserved};
+use bk_core::source::{Lane, Meta, Output};
 use bytes::Bytes;
 use std::collections::HashMap;
 use twox_hash::XxHash3_64;
 
-const SEGMENT_MEAN_BYTES: u64 = 3 << 20;
-const SEGMENT_MAX_BYTES: usize = 12 << 20;
 const STATEMENT_BYTES: usize = 1 << 20;
-/// Above this a body is reserved before it is held.
-const UNRESERVED_BYTES: usize = 4 << 20;
 /// Rows between two looks at whether the run must stop.
 const ROWS_BETWEEN_LOOKS: u64 = 4096;
 
@@ -49,7 +45,7 @@ pub async fn table(
     let refused = |error| match error {
         // Its quoted SQL may take twice as much, in a segment with others.
         wire::Error::RowTooLarge(bytes) => {
-            out.too_large(bytes, 2 * bytes + SEGMENT_MAX_BYTES as u64)
+            out.too_large(bytes, 2 * bytes + segment::MAX_BYTES as u64)
         }
         error => crate::mysql::refused("reading", error),
     };
@@ -65,7 +61,7 @@ pub async fn table(
         if read.rows % ROWS_BETWEEN_LOOKS == 0 {
             cx.check_cancelled()?;
         }
-        segments.make_room(out).await?;
+        segments.room.make(out, segments.buffer.len()).await?;
         if segments.is_full() {
             segments.flush(lane, out, &mut read).await?;
             written(read.bytes);
@@ -102,7 +98,7 @@ struct Segments {
     last_cuts: bool,
     key: Vec<u8>,
     names: HashMap<u64, u32>,
-    reserved: Option<(Reserved, usize)>,
+    room: Room,
 }
 
 impl Segments {
@@ -129,7 +125,7 @@ impl Segments {
             last_cuts: false,
             key: Vec::new(),
             names: HashMap::new(),
-            reserved: None,
+            room: Room::default(),
         }
     }
 
@@ -169,7 +165,7 @@ impl Segments {
             None => XxHash3_64::oneshot(&self.buffer[from..]),
         };
         self.first_key.get_or_insert(hash);
-        self.last_cuts = u128::from(hash) * u128::from(SEGMENT_MEAN_BYTES) < u128::from(len) << 64;
+        self.last_cuts = segment::ends_after(hash, len);
     }
 
     fn begin_statement(&mut self) {
@@ -198,20 +194,7 @@ impl Segments {
     }
 
     fn is_full(&self) -> bool {
-        self.last_cuts || self.buffer.len() >= SEGMENT_MAX_BYTES
-    }
-
-    /// What is held beyond what every worker may hold is reserved.
-    async fn make_room(&mut self, out: &Output) -> Result<()> {
-        let held = self.buffer.len();
-        let have = self.reserved.as_ref().map_or(UNRESERVED_BYTES, |r| r.1);
-        if held > have {
-            // A task holds one reservation at a time.
-            self.reserved = None;
-            let want = held.max(SEGMENT_MAX_BYTES);
-            self.reserved = Some((out.reserve(want as u64).await?, want));
-        }
-        Ok(())
+        self.last_cuts || self.buffer.len() >= segment::MAX_BYTES
     }
 
     async fn flush(&mut self, lane: &mut Lane, out: &Output, read: &mut Read) -> Result<()> {
@@ -219,7 +202,7 @@ impl Segments {
             return Ok(());
         };
         self.buffer.extend_from_slice(b";\n");
-        self.make_room(out).await?;
+        self.room.make(out, self.buffer.len()).await?;
         let body = Bytes::from(std::mem::take(&mut self.buffer));
         read.bytes += body.len() as u64;
         // Rows that are equal in all their columns can begin two segments.
@@ -236,9 +219,9 @@ impl Segments {
         // The lane has copied it: the next segment is filled where this one lay, unless it was a giant.
         let mut emptied = Vec::from(body);
         emptied.clear();
-        emptied.shrink_to(UNRESERVED_BYTES);
+        emptied.shrink_to(segment::UNRESERVED_BYTES);
         self.buffer = emptied;
-        self.reserved = None;
+        self.room.give_back();
         written
     }
 }

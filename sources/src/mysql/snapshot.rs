@@ -50,7 +50,7 @@ pub(super) async fn take(
         &source.filter,
     )
     .await?;
-    source.filter.all_named_are_there(&instant.databases)?;
+    source.filter.0.all_named_are_there(&instant.databases)?;
     let warnings = std::mem::take(&mut instant.warnings);
     tracing::info!(
         instance = %cx.instance,
@@ -68,7 +68,7 @@ pub(super) async fn take(
         more_warnings: 0,
         with_accounts: source.with_accounts(),
         accounts: Accounts::default(),
-        selection: source.filter.selection(),
+        selection: source.filter.0.selection(),
         texts: Arc::default(),
         foreign_keys: BTreeMap::new(),
         definers: BTreeSet::new(),

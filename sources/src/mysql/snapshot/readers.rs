@@ -4,23 +4,20 @@ use super::{hash_of, is_the_runs};
 use crate::mysql::catalogue::{self, Shape, Table};
 use crate::mysql::connection::{Connection, Server};
 use crate::mysql::{ddl, dump};
+use crate::run_queue::RunQueue;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
-use bk_core::runs::{RUN_SPLIT_BYTES, Run, Runs};
+use bk_core::runs::{RUN_SPLIT_BYTES, Run};
 use bk_core::source::{Counted, Lane, Output};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 type NamedTable = (String, Table);
 
 /// What the workers of the Data stage share.
 struct Sharing {
-    runs: Runs<NamedTable>,
-    busy: AtomicUsize,
-    changed: Notify,
+    queue: RunQueue<NamedTable>,
     notes: Mutex<Notes>,
 }
 
@@ -38,32 +35,6 @@ impl Sharing {
         self.notes
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The next run. A worker waits while another is at work, since that one may give the rest of its run away.
-    async fn take(&self) -> Option<Run<NamedTable>> {
-        loop {
-            let changed = self.changed.notified();
-            self.busy.fetch_add(1, Ordering::AcqRel);
-            if let Some(run) = self.runs.take() {
-                return Some(run);
-            }
-            if self.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.changed.notify_waiters();
-                return None;
-            }
-            changed.await;
-        }
-    }
-
-    fn give_back(&self, rest: Run<NamedTable>) {
-        self.runs.give_back(rest);
-        self.changed.notify_waiters();
-    }
-
-    fn ended(&self) {
-        self.busy.fetch_sub(1, Ordering::AcqRel);
-        self.changed.notify_waiters();
     }
 }
 
@@ -95,9 +66,7 @@ impl Reading {
             server: Arc::new(server.clone()),
             texts,
             sharing: Arc::new(Sharing {
-                runs: Runs::new(named, |(name, _)| name),
-                busy: AtomicUsize::new(0),
-                changed: Notify::new(),
+                queue: RunQueue::new(named, |(name, _)| name),
                 notes: Mutex::default(),
             }),
         }
@@ -133,7 +102,7 @@ impl Reading {
 
     /// No reader is left, but tables are.
     async fn fail_what_is_left(self) -> Result<Notes> {
-        while let Some(run) = self.sharing.runs.take() {
+        while let Some(run) = self.sharing.queue.take_left() {
             for (_, table) in run {
                 let unit = table.unit();
                 self.out.expect(&unit.0, &unit.1).await?;
@@ -150,9 +119,9 @@ impl Reading {
 
     /// Ends when nothing is left, or when its connection is lost.
     async fn on(&self, reader: &mut Connection) -> Result<()> {
-        while let Some(run) = self.sharing.take().await {
+        while let Some(run) = self.sharing.queue.take().await {
             let outcome = self.one_run(reader, run).await;
-            self.sharing.ended();
+            self.sharing.queue.ended();
             if !outcome? {
                 return Ok(());
             }
@@ -182,7 +151,7 @@ impl Reading {
                     self.out.fail(&unit.0, &unit.1, &error).await?;
                     // What is left of the table may take long; the tables behind it need not wait for that.
                     if let Some(rest) = run.take() {
-                        self.sharing.give_back(rest);
+                        self.sharing.queue.give_back(rest);
                     }
                     dump::read_to_its_end(&self.cx, reader).await;
                     lost = reader.conn.is_broken() || reader.run("DO 0").await.is_err();
@@ -216,7 +185,7 @@ impl Reading {
             if bytes > RUN_SPLIT_BYTES
                 && let Some(rest) = run.take()
             {
-                self.sharing.give_back(rest);
+                self.sharing.queue.give_back(rest);
             }
         };
         let what = (table, &shape);

@@ -1,0 +1,265 @@
+//! One instant: how all collections come to show it, and the proof that the server does what it says.
+
+use crate::mongodb::bson::{self, Writing};
+use crate::mongodb::catalogue::Collection;
+use crate::mongodb::connection::{Connection, Failure};
+use crate::mongodb::oplog;
+use crate::mongodb::server::Server;
+use crate::mongodb::{Consistency, Order, dump};
+use bk_core::error::{Error, ErrorKind, Result};
+use mongodb::ClientSession;
+use mongodb::options::{ReadConcern, TransactionOptions};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Bytes that one connection reads in a second at least, to guess whether a transaction can read all.
+const READ_BYTES_PER_SECOND: f64 = 30e6;
+/// A transaction's life where the server does not say it.
+const TRANSACTION_SECONDS: f64 = 60.0;
+
+/// How all collections show one instant.
+#[derive(Clone)]
+pub enum Point {
+    /// Each is read as it was at this instant of the log.
+    Snapshot { at: u64 },
+    /// What was written since this instant is taken from the log.
+    Oplog { start: u64 },
+    /// One transaction reads all.
+    Transaction { session: Arc<Mutex<ClientSession>> },
+    /// Writers wait.
+    Locked,
+    /// They do not.
+    None,
+}
+
+impl Point {
+    /// The archive's word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Snapshot { .. } => "snapshot",
+            Self::Oplog { .. } => "oplog",
+            Self::Transaction { .. } => "transaction",
+            Self::Locked => "locked",
+            Self::None => "none",
+        }
+    }
+
+    /// Where the log stands.
+    pub fn position(&self) -> Option<u64> {
+        match self {
+            Self::Snapshot { at } => Some(*at),
+            Self::Oplog { start } => Some(*start),
+            Self::Transaction { .. } | Self::Locked | Self::None => None,
+        }
+    }
+}
+
+/// Why a way is not open.
+enum Closed {
+    /// The server has nothing of the kind.
+    Absent(String),
+    /// The server says that it does, and does not.
+    False(String),
+}
+
+impl Closed {
+    fn words(&self) -> &str {
+        match self {
+            Self::Absent(why) | Self::False(why) => why,
+        }
+    }
+}
+
+/// Fixes the instant in the way that the settings want, or in the best that is open. Warnings say which were not, and why.
+pub async fn fix(
+    connection: &Connection,
+    server: &Server,
+    wanted: Consistency,
+    collections: &[Collection],
+) -> Result<(Point, Vec<String>)> {
+    let mut warnings = Vec::new();
+    if wanted == Consistency::None {
+        return Ok((Point::None, warnings));
+    }
+    if wanted == Consistency::Lock {
+        let command = Writing::new().int("fsync", 1).flag("lock", true);
+        return match connection.run("admin", command).await {
+            Ok(_) => Ok((Point::Locked, warnings)),
+            Err(failure) => Err(failure
+                .error
+                .within("locking the server against writers")
+                .hint("set consistency = \"auto\"")),
+        };
+    }
+    let auto = wanted == Consistency::Auto;
+    let mut why = String::new();
+    for way in [Consistency::Snapshot, Consistency::Oplog, Consistency::Transaction] {
+        if !auto && way != wanted {
+            continue;
+        }
+        let fixed = match way {
+            Consistency::Snapshot => snapshot(connection, server, collections).await?,
+            Consistency::Oplog => from_log(connection, server).await?,
+            _ => transaction(connection, server, collections, auto).await?,
+        };
+        match fixed {
+            Ok(point) => return Ok((point, warnings)),
+            Err(closed) => {
+                if let Closed::False(what) = &closed {
+                    warnings.push(format!("{} {what}", server.name()));
+                }
+                closed.words().clone_into(&mut why);
+            }
+        }
+    }
+    if auto {
+        if server.set.is_some() || server.is_router {
+            warnings.push(format!("the collections do not show one instant: {why}"));
+        }
+        return Ok((Point::None, warnings));
+    }
+    Err(Error::new(ErrorKind::Unsupported, why).hint("set consistency = \"auto\", or \"none\""))
+}
+
+type Fixed = Result<Result<Point, Closed>>;
+
+fn absent(why: impl Into<String>) -> Fixed {
+    Ok(Err(Closed::Absent(why.into())))
+}
+
+/// A `find` at a chosen instant must say that it was at that instant, and one at the beginning of time must be refused.
+async fn snapshot(connection: &Connection, server: &Server, collections: &[Collection]) -> Fixed {
+    let (Some(at), Some(probe)) = (server.operation_time, collections.iter().find(|c| !c.capped)) else {
+        return absent("the server keeps no snapshots");
+    };
+    let ask = async |at| {
+        let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1).flag("singleBatch", true);
+        let mut cursor = connection.cursor(&probe.database, command).await?;
+        let batch = connection.next(&mut cursor).await?;
+        let cursor = batch.as_ref().and_then(|batch| bson::inner(batch.as_raw_document().as_bytes(), "cursor"));
+        let said = cursor.and_then(|cursor| bson::find(cursor, b"atClusterTime"));
+        Ok::<_, Failure>(said.and_then(|said| said.timestamp()))
+    };
+    match ask(at).await {
+        Ok(Some(said)) if said == at => {}
+        Ok(_) => {
+            return Ok(Err(Closed::False(
+                "reads at another instant than was asked for: its snapshots are not used".into(),
+            )));
+        }
+        Err(failure) if failure.code.is_some() => {
+            return absent(format!("the server keeps no snapshots: {}", failure.error));
+        }
+        Err(failure) => return Err(failure.error),
+    }
+    match ask(1 << 32 | 1).await {
+        Err(failure) if failure.code.is_some() => Ok(Ok(Point::Snapshot { at })),
+        Err(failure) => Err(failure.error),
+        Ok(_) => Ok(Err(Closed::False(
+            "says that it reads at the beginning of time: its snapshots are not used".into(),
+        ))),
+    }
+}
+
+async fn from_log(connection: &Connection, server: &Server) -> Fixed {
+    if server.set.is_none() || server.is_router {
+        return absent("the server has no log: it is no replica set");
+    }
+    match oplog::start(connection).await {
+        Ok(Some(start)) => Ok(Ok(Point::Oplog { start })),
+        Ok(None) => absent("the server's log is empty"),
+        Err(failure) if failure.code.is_some() => {
+            absent(format!("the server's log cannot be read: {}", failure.error))
+        }
+        Err(failure) => Err(failure.error),
+    }
+}
+
+async fn transaction(
+    connection: &Connection,
+    server: &Server,
+    collections: &[Collection],
+    only_if_in_time: bool,
+) -> Fixed {
+    if server.set.is_none() && !server.is_router {
+        return absent("the server has no transactions: it is no replica set");
+    }
+    if only_if_in_time {
+        let seconds = bytes_of(connection, collections).await? / READ_BYTES_PER_SECOND;
+        let lifetime = lifetime_seconds(connection).await;
+        if seconds > lifetime / 2.0 {
+            return absent(format!(
+                "a transaction would end after {lifetime:.0} s, and reading takes about {seconds:.0}"
+            ));
+        }
+    }
+    let started = async {
+        let mut session = connection.client.start_session().await?;
+        let mut options = TransactionOptions::default();
+        options.read_concern = Some(ReadConcern::snapshot());
+        session.start_transaction().with_options(options).await?;
+        Ok::<_, mongodb::error::Error>(session)
+    };
+    match started.await {
+        Ok(session) => Ok(Ok(Point::Transaction {
+            session: Arc::new(Mutex::new(session)),
+        })),
+        Err(error) => absent(format!("the server begins no transaction: {error}")),
+    }
+}
+
+async fn bytes_of(connection: &Connection, collections: &[Collection]) -> Result<f64> {
+    let mut databases: Vec<&str> = collections.iter().map(|c| c.database.as_str()).collect();
+    databases.dedup();
+    let mut bytes = 0.0;
+    for database in databases {
+        let answer = match connection.run(database, Writing::new().int("dbStats", 1)).await {
+            Ok(answer) => answer,
+            // What cannot be known is not promised.
+            Err(failure) if failure.code.is_some() => return Ok(f64::INFINITY),
+            Err(failure) => return Err(failure.error),
+        };
+        bytes += number(&answer, "dataSize").unwrap_or(f64::INFINITY);
+    }
+    Ok(bytes)
+}
+
+async fn lifetime_seconds(connection: &Connection) -> f64 {
+    let command = Writing::new().int("getParameter", 1).int("transactionLifetimeLimitSeconds", 1);
+    match connection.run("admin", command).await {
+        Ok(answer) => number(&answer, "transactionLifetimeLimitSeconds").unwrap_or(TRANSACTION_SECONDS),
+        Err(_) => TRANSACTION_SECONDS,
+    }
+}
+
+fn number(document: &mongodb::bson::Document, name: &str) -> Option<f64> {
+    use mongodb::bson::Bson;
+    match document.get(name)? {
+        Bson::Int32(n) => Some(f64::from(*n)),
+        Bson::Int64(n) => Some(*n as f64),
+        Bson::Double(n) => Some(*n),
+        _ => None,
+    }
+}
+
+/// Lets go of what a point holds.
+pub async fn release(connection: &Connection, point: Point) -> Result<()> {
+    match point {
+        Point::Transaction { session } => {
+            // A server that ended it already says so; there is nothing left to let go of.
+            let _ = session.lock().await.abort_transaction().await;
+            Ok(())
+        }
+        Point::Locked => connection
+            .run("admin", Writing::new().int("fsyncUnlock", 1))
+            .await
+            .map(drop)
+            .map_err(|failure| {
+                failure
+                    .error
+                    .within("letting writers go on")
+                    .hint("run db.fsyncUnlock() on the server now")
+            }),
+        Point::Snapshot { .. } | Point::Oplog { .. } | Point::None => Ok(()),
+    }
+}

@@ -1,4 +1,5 @@
-//! What an update did to a document, as the log says it: form 2 (`diff`, since MongoDB 5.0) and form 1 (`$set`, `$unset`).
+//! What an update did to a document, as the log says it: form 2 (`diff`, since MongoDB 5.0), form 1 (`$set`, `$unset`), and the form of change
+//! streams (`updatedFields`, `removedFields`, `truncatedArrays`), which SecantusDB has in its log.
 //!
 //! Form 2: `d` deletes fields, `u` gives fields other values, `i` appends fields, `sNAME` goes into a field; in an array (`a: true`) `l` is the
 //! new length, `uN` and `sN` are about the place N. (mongodb/mongo, src/mongo/db/update/document_diff_applier.cpp)
@@ -19,7 +20,10 @@ pub fn is_delta(o: &[u8]) -> bool {
 /// The document afterwards.
 pub fn apply(document: &[u8], o: &[u8]) -> Result<Vec<u8>> {
     if let Some(diff) = bson::inner(o, "diff") {
-        return object(document, diff);
+        return match bson::inner(diff, "updatedFields") {
+            Some(updated) => described(document, updated, diff),
+            None => object(document, diff),
+        };
     }
     let mut out = document.to_vec();
     for change in bson::elements(o) {
@@ -44,6 +48,45 @@ pub fn apply(document: &[u8], o: &[u8]) -> Result<Vec<u8>> {
         }
     }
     Ok(out)
+}
+
+/// As change streams describe it.
+fn described(document: &[u8], updated: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
+    let mut out = document.to_vec();
+    for array in bson::inner(diff, "truncatedArrays").into_iter().flat_map(bson::documents_of) {
+        let length = bson::find(array, b"newSize").and_then(|size| usize::try_from(size.integer()?).ok());
+        if let (Some(path), Some(length)) = (bson::text(array, "field"), length) {
+            out = truncate(&out, path.as_bytes(), length)?;
+        }
+    }
+    for field in bson::elements(updated) {
+        let field = field?;
+        out = set(&out, field.name, &field)?;
+    }
+    for path in bson::inner(diff, "removedFields").into_iter().flat_map(bson::elements) {
+        out = unset(&out, path?.text().unwrap_or_default().as_bytes())?;
+    }
+    Ok(out)
+}
+
+fn truncate(container: &[u8], path: &[u8], length: usize) -> Result<Vec<u8>> {
+    let (head, rest) = split(path);
+    let mut out = Writing::with_capacity(container.len());
+    for field in bson::elements(container) {
+        let field = field?;
+        match (field.name == head, rest, field.document()) {
+            (true, Some(rest), Some(inner)) => out.push(field.kind, head, &truncate(inner, rest, length)?),
+            (true, None, Some(inner)) if field.kind == kind::ARRAY => {
+                let mut items = Writing::new();
+                for item in bson::elements(inner).take(length) {
+                    items.push_element(item?.whole);
+                }
+                out.push(kind::ARRAY, head, &items.bytes());
+            }
+            _ => out.push_element(field.whole),
+        }
+    }
+    Ok(out.bytes())
 }
 
 fn object(document: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
@@ -296,6 +339,15 @@ mod tests {
             doc! {"_id": 1, "a": {"b": 2, "n": 3}, "c": [1, {"d": 4}, null, 9], "f": {"g": 1}},
         );
         becomes(doc! {"_id": 1, "c": [1, 2]}, doc! {"$unset": {"c.0": true}}, doc! {"_id": 1, "c": [null, 2]});
+    }
+
+    #[test]
+    fn the_form_of_change_streams_is_understood() {
+        becomes(
+            doc! {"_id": 1, "a": 1, "b": {"x": 1, "y": [1, 2, 3]}, "c": 5},
+            doc! {"$v": 2, "diff": {"updatedFields": {"a": 2, "b.y.0": 9, "n.m": 1}, "removedFields": ["c"], "truncatedArrays": [{"field": "b.y", "newSize": 2}]}},
+            doc! {"_id": 1, "a": 2, "b": {"x": 1, "y": [9, 2]}, "n": {"m": 1}},
+        );
     }
 
     #[test]

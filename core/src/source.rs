@@ -11,7 +11,7 @@ pub use crate::archive::tar::{Kind, Meta};
 use crate::context::Context;
 use crate::error::{Result, unsupported};
 use crate::name::MemberPath;
-pub use crate::restore::input::{Body, Input, Member, Members, UnitCount};
+pub use crate::restore::input::{Body, BodyStream, Input, Member, Members, UnitCount};
 use crate::selector::Selection;
 use async_trait::async_trait;
 use bytes::Bytes;

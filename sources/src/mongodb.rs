@@ -24,7 +24,9 @@ use bk_core::error::{Error, Result};
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
 use bk_core::settings::Settings;
-use bk_core::source::{Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally};
+use bk_core::source::{
+    Candidate, Claim, Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -160,8 +162,13 @@ impl Mongodb {
         let mut parsed: MongodbSettings = settings.parse()?;
         parsed.ca = parsed.ca.map(|path| settings.path(&path));
         parsed.uri = parsed.uri.map(|uri| uri.relative_to(&settings.folder));
-        parsed.password = parsed.password.map(|secret| secret.relative_to(&settings.folder));
-        for (key, list) in [("databases", &parsed.databases), ("exclude", &parsed.exclude)] {
+        parsed.password = parsed
+            .password
+            .map(|secret| secret.relative_to(&settings.folder));
+        for (key, list) in [
+            ("databases", &parsed.databases),
+            ("exclude", &parsed.exclude),
+        ] {
             if list.as_ref().is_some_and(Vec::is_empty) {
                 return Err(settings.fault(
                     key,
@@ -185,7 +192,9 @@ impl Mongodb {
         }
         let filter = DatabaseFilter::new(parsed.databases.clone(), parsed.exclude.clone())
             .map(catalogue::Filter)
-            .map_err(|e| settings.fault("databases", format!("has a glob that is none: {e}"), None))?;
+            .map_err(|e| {
+                settings.fault("databases", format!("has a glob that is none: {e}"), None)
+            })?;
         Ok(Self {
             access: Access::new(&parsed),
             settings: parsed,
@@ -208,7 +217,9 @@ impl Source for Mongodb {
         let mut warnings = Vec::new();
         let found = catalogue::databases(&connection, &self.filter)
             .await
-            .map_err(|e| e.hint("grant the account the role `backup`, or name `databases` that it may read"))?;
+            .map_err(|e| {
+                e.hint("grant the account the role `backup`, or name `databases` that it may read")
+            })?;
         for database in &found {
             if let (_, catalogue::Seen::Names) =
                 catalogue::collections(&connection, database, &self.filter).await?
@@ -244,7 +255,14 @@ impl Source for Mongodb {
     }
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
+        if input.foreign().is_some() {
+            return restore::foreign::restore(self, cx, input, how).await;
+        }
         restore::restore(self, cx, input, how).await
+    }
+
+    fn claim(&self, what: &Candidate) -> Vec<Claim> {
+        restore::foreign::claim(what)
     }
 }
 

@@ -24,7 +24,10 @@ pub struct Room(Option<(Reserved, usize)>);
 impl Room {
     /// What is held beyond what every worker may hold is reserved.
     pub async fn make(&mut self, out: &Output, held: usize) -> Result<()> {
-        let have = self.0.as_ref().map_or(UNRESERVED_BYTES, |reserved| reserved.1);
+        let have = self
+            .0
+            .as_ref()
+            .map_or(UNRESERVED_BYTES, |reserved| reserved.1);
         if held > have {
             // A task holds one reservation at a time.
             self.0 = None;

@@ -34,7 +34,10 @@ impl Server {
             uri: format!("mongodb://127.0.0.1:{port}/?directConnection=true"),
             port,
             running: None,
-            folder: tempfile::Builder::new().prefix("bk-mongo-").tempdir().unwrap(),
+            folder: tempfile::Builder::new()
+                .prefix("bk-mongo-")
+                .tempdir()
+                .unwrap(),
             options: options.iter().map(ToString::to_string).collect(),
         };
         if let Ok(uri) = std::env::var("MONGODB_URI") {
@@ -66,7 +69,9 @@ impl Server {
         BufReader::new(child.stdout.take().ok_or("no stdout")?)
             .read_line(&mut line)
             .map_err(|e| e.to_string())?;
-        let pid = line.strip_prefix("ready ").and_then(|pid| pid.trim().parse().ok());
+        let pid = line
+            .strip_prefix("ready ")
+            .and_then(|pid| pid.trim().parse().ok());
         let pid = pid.ok_or_else(|| format!("it said `{}`", line.trim()))?;
         self.running = Some((child, stdin, pid));
         Ok(())
@@ -100,7 +105,10 @@ impl Server {
 
     /// `[source.NAME]` for it.
     pub fn source_toml(&self, name: &str, more: &str) -> String {
-        format!("[source.{name}]\nplugin = \"mongodb\"\nuri = \"{}\"\n{more}", self.uri)
+        format!(
+            "[source.{name}]\nplugin = \"mongodb\"\nuri = \"{}\"\n{more}",
+            self.uri
+        )
     }
 
     /// The source.
@@ -139,7 +147,10 @@ impl Server {
 /// A source with these settings.
 pub fn source(uri: &str, more: serde_json::Value) -> Arc<dyn Source> {
     let mut table = serde_json::json!({ "uri": uri });
-    table.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    table
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     let settings = Settings {
         instance: "mongodb".into(),
         folder: ".".into(),
@@ -182,22 +193,36 @@ impl Contents {
 async fn list(client: &Client, database: &str, command: Document) -> Vec<RawDocumentBuf> {
     let command = RawDocumentBuf::try_from(&command).unwrap();
     let database = client.database(database);
-    let mut cursor = database.run_raw_cursor_command(command).batch().await.unwrap();
+    let mut cursor = database
+        .run_raw_cursor_command(command)
+        .batch()
+        .await
+        .unwrap();
     let mut found = Vec::new();
     while let Some(batch) = cursor.next().await {
         let batch = batch.unwrap();
         let array = batch.doc_slices().unwrap();
         found.extend(
-            raw::documents_of(array.as_bytes()).map(|d| RawDocumentBuf::from_bytes(d.to_vec()).unwrap()),
+            raw::documents_of(array.as_bytes())
+                .map(|d| RawDocumentBuf::from_bytes(d.to_vec()).unwrap()),
         );
     }
     found
 }
 
-async fn contents(client: &Client, database: &str, name: &str, listed: &RawDocumentBuf) -> Contents {
+async fn contents(
+    client: &Client,
+    database: &str,
+    name: &str,
+    listed: &RawDocumentBuf,
+) -> Contents {
     let decoded = |bytes: &[u8]| Document::from_reader(bytes).unwrap();
-    let kind = raw::text(listed.as_bytes(), "type").unwrap_or("collection").to_owned();
-    let options = raw::inner(listed.as_bytes(), "options").map(decoded).unwrap_or_default();
+    let kind = raw::text(listed.as_bytes(), "type")
+        .unwrap_or("collection")
+        .to_owned();
+    let options = raw::inner(listed.as_bytes(), "options")
+        .map(decoded)
+        .unwrap_or_default();
     if kind == "view" {
         return Contents {
             kind,
@@ -208,7 +233,12 @@ async fn contents(client: &Client, database: &str, name: &str, listed: &RawDocum
         };
     }
     let indexes = list(client, database, doc! {"listIndexes": name}).await;
-    let documents = list(client, database, doc! {"find": name, "hint": {"$natural": 1}}).await;
+    let documents = list(
+        client,
+        database,
+        doc! {"find": name, "hint": {"$natural": 1}},
+    )
+    .await;
     let mut sums: Vec<(Vec<u8>, [u8; 20])> = documents
         .iter()
         .map(|document| {
@@ -222,24 +252,46 @@ async fn contents(client: &Client, database: &str, name: &str, listed: &RawDocum
     Contents {
         kind,
         options,
-        indexes: indexes.iter().map(|index| decoded(index.as_bytes())).collect(),
+        indexes: indexes
+            .iter()
+            .map(|index| decoded(index.as_bytes()))
+            .collect(),
         documents: documents.len() as u64,
         sums,
     }
 }
 
 /// What differs, in words; nothing when all is equal.
-pub fn difference(before: &BTreeMap<String, Contents>, now: &BTreeMap<String, Contents>) -> Option<String> {
-    let key = before.keys().chain(now.keys()).find(|key| before.get(*key) != now.get(*key))?;
+pub fn difference(
+    before: &BTreeMap<String, Contents>,
+    now: &BTreeMap<String, Contents>,
+) -> Option<String> {
+    let key = before
+        .keys()
+        .chain(now.keys())
+        .find(|key| before.get(*key) != now.get(*key))?;
     let (Some(one), Some(two)) = (before.get(key), now.get(key)) else {
-        return Some(format!("{key} is there only {}", if before.contains_key(key) { "before" } else { "now" }));
+        return Some(format!(
+            "{key} is there only {}",
+            if before.contains_key(key) {
+                "before"
+            } else {
+                "now"
+            }
+        ));
     };
     if one.options != two.options || one.kind != two.kind {
-        return Some(format!("{key}: {} {:?} became {} {:?}", one.kind, one.options, two.kind, two.options));
+        return Some(format!(
+            "{key}: {} {:?} became {} {:?}",
+            one.kind, one.options, two.kind, two.options
+        ));
     }
     if one.indexes != two.indexes {
         return Some(format!("{key}: {:?} became {:?}", one.indexes, two.indexes));
     }
     let differ = one.sums.iter().zip(&two.sums).position(|(a, b)| a != b);
-    Some(format!("{key}: {} documents became {}; the first that differs is {differ:?}", one.documents, two.documents))
+    Some(format!(
+        "{key}: {} documents became {}; the first that differs is {differ:?}",
+        one.documents, two.documents
+    ))
 }

@@ -218,8 +218,20 @@ impl Bucket {
         sink(settings)
     }
 
+    /// Removes every version of what begins so.
+    pub async fn remove(&self, prefix: &str) {
+        for (key, version, _) in self.everything_under(prefix).await {
+            let delete = self.client.delete_object().bucket(&self.name).key(key);
+            delete.version_id(version).send().await.unwrap();
+        }
+    }
+
     /// Keys, version ids and sizes of all that lies in it, delete markers with size -1; sorted.
     pub async fn everything(&self) -> Vec<(String, String, i64)> {
+        self.everything_under("").await
+    }
+
+    async fn everything_under(&self, prefix: &str) -> Vec<(String, String, i64)> {
         let mut found = Vec::new();
         let (mut key, mut version) = (None, None);
         loop {
@@ -227,6 +239,7 @@ impl Bucket {
                 .client
                 .list_object_versions()
                 .bucket(&self.name)
+                .prefix(prefix)
                 .set_key_marker(key)
                 .set_version_id_marker(version)
                 .send()

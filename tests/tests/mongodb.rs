@@ -26,7 +26,11 @@ fn settings(server: &Server, more: &str) -> String {
 }
 
 async fn run(client: &Client, database: &str, command: Document) -> Document {
-    client.database(database).run_command(command).await.unwrap()
+    client
+        .database(database)
+        .run_command(command)
+        .await
+        .unwrap()
 }
 
 /// Inserts documents as they are.
@@ -37,7 +41,11 @@ async fn insert_raw(client: &Client, database: &str, collection: &str, documents
             .documents("documents", some.iter().map(Vec::as_slice))
             .raw()
             .unwrap();
-        let answer = client.database(database).run_raw_command(command).await.unwrap();
+        let answer = client
+            .database(database)
+            .run_raw_command(command)
+            .await
+            .unwrap();
         assert!(!answer.contains_key("writeErrors"), "{answer}");
     }
 }
@@ -48,7 +56,14 @@ fn odd_documents() -> Vec<Vec<u8>> {
     let binary = |subtype: u8, bytes: &[u8]| {
         [&(bytes.len() as i32).to_le_bytes()[..], &[subtype], bytes].concat()
     };
-    let text = |text: &str| [&(text.len() as i32 + 1).to_le_bytes()[..], text.as_bytes(), &[0]].concat();
+    let text = |text: &str| {
+        [
+            &(text.len() as i32 + 1).to_le_bytes()[..],
+            text.as_bytes(),
+            &[0],
+        ]
+        .concat()
+    };
     let mut documents = vec![
         Writing::new()
             .int("_id", 1)
@@ -85,14 +100,33 @@ fn odd_documents() -> Vec<Vec<u8>> {
             .int("a.b", 1)
             .document("in", &Writing::new().int("$gt", 3).text("", "").bytes())
             .bytes(),
-        Writing::new().value(kind::NULL, b"_id", &[]).text("text", "a\0b").bytes(),
-        Writing::new().value(kind::BOOLEAN, b"_id", &[1]).text("emoji", "😀\u{2028}").bytes(),
-        Writing::new().value(0x09, b"_id", &1_000_i64.to_le_bytes()).bytes(),
-        Writing::new().long("_id", 1 << 40).value(kind::ARRAY, b"empty", &Writing::new().bytes()).bytes(),
-        Writing::new().value(kind::DOUBLE, b"_id", &1.5_f64.to_le_bytes()).bytes(),
-        Writing::new().int("_id", 2).timestamp("empty", 0).timestamp("full", 1).bytes(),
+        Writing::new()
+            .value(kind::NULL, b"_id", &[])
+            .text("text", "a\0b")
+            .bytes(),
+        Writing::new()
+            .value(kind::BOOLEAN, b"_id", &[1])
+            .text("emoji", "😀\u{2028}")
+            .bytes(),
+        Writing::new()
+            .value(0x09, b"_id", &1_000_i64.to_le_bytes())
+            .bytes(),
+        Writing::new()
+            .long("_id", 1 << 40)
+            .value(kind::ARRAY, b"empty", &Writing::new().bytes())
+            .bytes(),
+        Writing::new()
+            .value(kind::DOUBLE, b"_id", &1.5_f64.to_le_bytes())
+            .bytes(),
+        Writing::new()
+            .int("_id", 2)
+            .timestamp("empty", 0)
+            .timestamp("full", 1)
+            .bytes(),
     ];
-    let deep = (0..90).fold(Writing::new().bytes(), |inner, _| Writing::new().document("d", &inner).bytes());
+    let deep = (0..90).fold(Writing::new().bytes(), |inner, _| {
+        Writing::new().document("d", &inner).bytes()
+    });
     documents.push(Writing::new().int("_id", 3).document("deep", &deep).bytes());
     documents
 }
@@ -113,21 +147,66 @@ async fn hard_cases(client: &Client) {
         insert_raw(client, "hard", "giants", &[giant(id)]).await;
     }
     run(client, "hard", doc! {"create": "empty"}).await;
-    for name in ["new\nline", "sla/sh", "per%cent", "pl+us", "sp ace", "emoji😀", "back\\slash", "dots.a.b", "colon:s"] {
-        run(client, "hard", doc! {"insert": name, "documents": [{"_id": 1, "name": name}]}).await;
+    for name in [
+        "new\nline",
+        "sla/sh",
+        "per%cent",
+        "pl+us",
+        "sp ace",
+        "emoji😀",
+        "back\\slash",
+        "dots.a.b",
+        "colon:s",
+    ] {
+        run(
+            client,
+            "hard",
+            doc! {"insert": name, "documents": [{"_id": 1, "name": name}]},
+        )
+        .await;
     }
     let long_name = "%".repeat(80) + &"n".repeat(120);
-    run(client, "hard", doc! {"insert": &long_name, "documents": [{"_id": 1}]}).await;
-    run(client, "hard", doc! {"create": "capped", "capped": true, "size": 65536, "max": 50}).await;
+    run(
+        client,
+        "hard",
+        doc! {"insert": &long_name, "documents": [{"_id": 1}]},
+    )
+    .await;
+    run(
+        client,
+        "hard",
+        doc! {"create": "capped", "capped": true, "size": 65536, "max": 50},
+    )
+    .await;
     for n in 0..70 {
-        run(client, "hard", doc! {"insert": "capped", "documents": [{"_id": 1000 - n, "n": n}]}).await;
+        run(
+            client,
+            "hard",
+            doc! {"insert": "capped", "documents": [{"_id": 1000 - n, "n": n}]},
+        )
+        .await;
     }
-    run(client, "hard", doc! {"create": "french", "collation": {"locale": "fr", "strength": 1}}).await;
-    run(client, "hard", doc! {"insert": "french", "documents": [{"_id": "é"}, {"_id": "f"}]}).await;
+    run(
+        client,
+        "hard",
+        doc! {"create": "french", "collation": {"locale": "fr", "strength": 1}},
+    )
+    .await;
+    run(
+        client,
+        "hard",
+        doc! {"insert": "french", "documents": [{"_id": "é"}, {"_id": "f"}]},
+    )
+    .await;
     run(client, "hard", doc! {"create": "valid", "validator": {"x": {"$gt": 0}}, "validationLevel": "moderate", "validationAction": "error"}).await;
     run(client, "hard", doc! {"insert": "valid", "documents": [{"_id": 1, "x": -1}], "bypassDocumentValidation": true}).await;
     run(client, "hard", doc! {"create": "view", "viewOn": "types", "pipeline": [{"$match": {"x": {"$lt": 10}}}, {"$sort": {"v": 1, "_id": -1}}]}).await;
-    run(client, "hard", doc! {"create": "a view on a view", "viewOn": "view", "pipeline": []}).await;
+    run(
+        client,
+        "hard",
+        doc! {"create": "a view on a view", "viewOn": "view", "pipeline": []},
+    )
+    .await;
     let documents: Vec<Vec<u8>> = (0..300)
         .map(|n| doc! {"_id": n, "a": n % 7, "b": n, "at": Bson::DateTime(mongodb::bson::DateTime::from_millis(4_000_000_000_000)), "loc": [n % 90, n % 90]}.to_vec().unwrap())
         .collect();
@@ -157,16 +236,33 @@ async fn hard_cases_come_back_equal() {
     let before = server.contents().await;
     let backed_up = home.bk(&["backup"]).ended(0);
     println!("{}", backed_up.stderr);
-    assert_eq!(difference(&before, &server.contents().await), None, "a backup changed something");
+    assert_eq!(
+        difference(&before, &server.contents().await),
+        None,
+        "a backup changed something"
+    );
     for way in ["into what is there", "into nothing"] {
         if way == "into nothing" {
             server.wipe().await;
         }
         let restored = home.bk(&["restore", "--yes"]).ended(0);
-        assert_eq!(difference(&before, &server.contents().await), None, "{way}: {}", restored.stderr);
+        assert_eq!(
+            difference(&before, &server.contents().await),
+            None,
+            "{way}: {}",
+            restored.stderr
+        );
     }
     // Under another name, one database alone, and one collation of it.
-    home.bk(&["restore", "--yes", "--only", "mongodb/indexed", "--into", "mongodb/indexed=copy"]).ended(0);
+    home.bk(&[
+        "restore",
+        "--yes",
+        "--only",
+        "mongodb/indexed",
+        "--into",
+        "mongodb/indexed=copy",
+    ])
+    .ended(0);
     let now = server.contents().await;
     assert_eq!(now["copy.all"], before["indexed.all"]);
     home.bk(&["verify"]).ended(0);
@@ -190,7 +286,11 @@ impl Subject for Small {
             for c in 0..collections {
                 let name = format!("c{c}");
                 let documents: Vec<Vec<u8>> = (0..200)
-                    .map(|n| doc! {"_id": n, "text": format!("{database} {name} {n}")}.to_vec().unwrap())
+                    .map(|n| {
+                        doc! {"_id": n, "text": format!("{database} {name} {n}")}
+                            .to_vec()
+                            .unwrap()
+                    })
                     .collect();
                 insert_raw(&client, database, &name, &documents).await;
             }
@@ -203,7 +303,12 @@ impl Subject for Small {
 
     async fn add_stranger(&self, group: &str) {
         let client = self.server.client().await;
-        run(&client, group, doc! {"insert": "stranger", "documents": [{"_id": 1}]}).await;
+        run(
+            &client,
+            group,
+            doc! {"insert": "stranger", "documents": [{"_id": 1}]},
+        )
+        .await;
     }
 
     async fn digest(&self) -> BTreeMap<(String, String), String> {
@@ -257,7 +362,11 @@ impl Bank {
     async fn make(client: &Client) {
         for bank in 0..BANKS {
             let documents: Vec<Vec<u8>> = (0..ACCOUNTS)
-                .map(|n| doc! {"_id": n, "amount": 1000, "pad": "p".repeat(400)}.to_vec().unwrap())
+                .map(|n| {
+                    doc! {"_id": n, "amount": 1000, "pad": "p".repeat(400)}
+                        .to_vec()
+                        .unwrap()
+                })
                 .collect();
             insert_raw(client, "bank", &format!("b{bank}"), &documents).await;
         }
@@ -273,18 +382,30 @@ impl Bank {
                 let mut random = SmallRng::seed_from_u64(seed ^ w);
                 tokio::spawn(async move {
                     while !stop.load(Ordering::Relaxed) {
-                        let [a, b] = [0; 2].map(|_| (random.random_range(0..BANKS), random.random_range(0..ACCOUNTS)));
+                        let [a, b] = [0; 2].map(|_| {
+                            (
+                                random.random_range(0..BANKS),
+                                random.random_range(0..ACCOUNTS),
+                            )
+                        });
                         if a == b {
                             continue;
                         }
-                        if transfer(&client, a, b, random.random_range(1..50)).await.is_ok() {
+                        if transfer(&client, a, b, random.random_range(1..50))
+                            .await
+                            .is_ok()
+                        {
                             moved.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 })
             })
             .collect();
-        Self { stop, moved, writers }
+        Self {
+            stop,
+            moved,
+            writers,
+        }
     }
 
     async fn end(self) -> u64 {
@@ -296,12 +417,21 @@ impl Bank {
     }
 }
 
-async fn transfer(client: &Client, from: (i32, i32), to: (i32, i32), amount: i32) -> mongodb::error::Result<()> {
+async fn transfer(
+    client: &Client,
+    from: (i32, i32),
+    to: (i32, i32),
+    amount: i32,
+) -> mongodb::error::Result<()> {
     let mut session = client.start_session().await?;
     session.start_transaction().await?;
     for ((bank, account), amount) in [(from, -amount), (to, amount)] {
         let command = doc! {"update": format!("b{bank}"), "updates": [{"q": {"_id": account}, "u": {"$inc": {"amount": amount}}}]};
-        let answer = client.database("bank").run_command(command).session(&mut session).await?;
+        let answer = client
+            .database("bank")
+            .run_command(command)
+            .session(&mut session)
+            .await?;
         if answer.contains_key("writeErrors") {
             return session.abort_transaction().await;
         }
@@ -313,8 +443,18 @@ async fn transfer(client: &Client, from: (i32, i32), to: (i32, i32), amount: i32
 async fn sum(client: &Client, database: &str) -> (i64, u64) {
     let (mut sum, mut count) = (0, 0);
     for bank in 0..BANKS {
-        let answer = run(client, database, doc! {"find": format!("b{bank}"), "batchSize": ACCOUNTS}).await;
-        for account in answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap() {
+        let answer = run(
+            client,
+            database,
+            doc! {"find": format!("b{bank}"), "batchSize": ACCOUNTS},
+        )
+        .await;
+        for account in answer
+            .get_document("cursor")
+            .unwrap()
+            .get_array("firstBatch")
+            .unwrap()
+        {
             sum += i64::from(account.as_document().unwrap().get_i32("amount").unwrap());
             count += 1;
         }
@@ -332,19 +472,41 @@ async fn a_bank_is_whole(consistency: &str) {
     let rounds = long(5, 50);
     let mut with_log = 0;
     for round in 0..rounds {
-        let home = Home::new(&settings(&server, &format!("databases = [\"bank\"]\nconsistency = \"{consistency}\"\n")));
+        let home = Home::new(&settings(
+            &server,
+            &format!("databases = [\"bank\"]\nconsistency = \"{consistency}\"\n"),
+        ));
         let ran = home.bk(&["backup"]).ended(0);
         if consistency == "auto" {
-            assert!(ran.stderr.contains("its snapshots are not used"), "round {round}: {}", ran.stderr);
+            assert!(
+                ran.stderr.contains("its snapshots are not used"),
+                "round {round}: {}",
+                ran.stderr
+            );
         }
         let shown = home.bk(&["show"]).ended(0).stdout;
         with_log += u32::from(shown.contains("come from the log"));
-        home.bk(&["restore", "--yes", "--into", "mongodb/bank=copy"]).ended(0);
+        home.bk(&["restore", "--yes", "--into", "mongodb/bank=copy"])
+            .ended(0);
         let (total, count) = sum(&client, "copy").await;
-        assert_eq!((total, count), (i64::from(BANKS * ACCOUNTS * 1000), (BANKS * ACCOUNTS) as u64), "round {round}");
+        assert_eq!(
+            (total, count),
+            (
+                i64::from(BANKS * ACCOUNTS * 1000),
+                (BANKS * ACCOUNTS) as u64
+            ),
+            "round {round}"
+        );
     }
-    println!("{rounds} backups by {consistency} whole and right beside {} transfers, {with_log} with entries of the log", bank.end().await);
-    assert_eq!(sum(&client, "bank").await.0, i64::from(BANKS * ACCOUNTS * 1000), "the bank itself lost money");
+    println!(
+        "{rounds} backups by {consistency} whole and right beside {} transfers, {with_log} with entries of the log",
+        bank.end().await
+    );
+    assert_eq!(
+        sum(&client, "bank").await.0,
+        i64::from(BANKS * ACCOUNTS * 1000),
+        "the bank itself lost money"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -360,12 +522,15 @@ async fn a_bank_is_whole_in_one_transaction() {
 /// Raw sums of the blocks of an archive.
 async fn blocks(home: &Home, n: usize) -> std::collections::BTreeSet<String> {
     let path = home.path("out").join(&home.archives()[n]);
-    let opened = Opened::open(Arc::new(FileReadAt::open(&path).unwrap())).await.unwrap();
+    let opened = Opened::open(Arc::new(FileReadAt::open(&path).unwrap()))
+        .await
+        .unwrap();
     raw_sums(&opened).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_documents_give_the_same_blocks_with_one_reader_or_eight_before_and_after_a_restore() {
+async fn the_same_documents_give_the_same_blocks_with_one_reader_or_eight_before_and_after_a_restore()
+ {
     let Some(server) = Server::start(&[]).await else {
         return;
     };
@@ -375,8 +540,13 @@ async fn the_same_documents_give_the_same_blocks_with_one_reader_or_eight_before
         let documents: Vec<Vec<u8>> = (0..long(12_000, 60_000))
             .map(|_| {
                 let id: [u8; 12] = random.random();
-                let text: String = (0..400).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect();
-                Writing::new().value(0x07, b"_id", &id).text("text", &text).bytes()
+                let text: String = (0..400)
+                    .map(|_| char::from(random.random_range(b'a'..=b'z')))
+                    .collect();
+                Writing::new()
+                    .value(0x07, b"_id", &id)
+                    .text("text", &text)
+                    .bytes()
             })
             .collect();
         insert_raw(&client, "many", &format!("c{c}"), &documents).await;
@@ -399,38 +569,89 @@ async fn what_is_newer_than_the_archive_goes_with_replace_and_stays_with_merge()
         return;
     };
     let client = server.client().await;
-    run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 1, "v": "old"}, {"_id": 2, "v": "old"}]}).await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "a", "documents": [{"_id": 1, "v": "old"}, {"_id": 2, "v": "old"}]},
+    )
+    .await;
     run(&client, "app", doc! {"createIndexes": "a", "indexes": [{"key": {"u": 1}, "name": "u", "unique": true, "sparse": true}]}).await;
     let home = Home::new(&settings(&server, ""));
     home.bk(&["backup"]).ended(0);
     let before = server.contents().await;
     let change = async || {
-        run(&client, "app", doc! {"insert": "newer", "documents": [{"_id": 1}]}).await;
-        run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 3}]}).await;
-        run(&client, "app", doc! {"update": "a", "updates": [{"q": {"_id": 1}, "u": {"v": "new"}}]}).await;
+        run(
+            &client,
+            "app",
+            doc! {"insert": "newer", "documents": [{"_id": 1}]},
+        )
+        .await;
+        run(
+            &client,
+            "app",
+            doc! {"insert": "a", "documents": [{"_id": 3}]},
+        )
+        .await;
+        run(
+            &client,
+            "app",
+            doc! {"update": "a", "updates": [{"q": {"_id": 1}, "u": {"v": "new"}}]},
+        )
+        .await;
     };
     change().await;
-    home.bk(&["restore", "--yes", "--existing", "merge"]).ended(0);
+    home.bk(&["restore", "--yes", "--existing", "merge"])
+        .ended(0);
     let merged = server.contents().await;
     assert!(merged.contains_key("app.newer"));
     assert_eq!(merged["app.a"].documents, 3);
-    assert!(before["app.a"].sums.iter().all(|sum| merged["app.a"].sums.contains(sum)), "the archive wins");
+    assert!(
+        before["app.a"]
+            .sums
+            .iter()
+            .all(|sum| merged["app.a"].sums.contains(sum)),
+        "the archive wins"
+    );
     let refused = home.bk(&["restore", "--yes", "--existing", "refuse"]);
     assert_eq!(refused.code, 6, "{}", refused.stderr);
     home.bk(&["restore", "--yes"]).ended(0);
     assert_eq!(difference(&before, &server.contents().await), None);
     // A document that another unique key refuses is named, and the restore is not called whole.
-    run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 9, "u": 7}]}).await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "a", "documents": [{"_id": 9, "u": 7}]},
+    )
+    .await;
     home.bk(&["backup"]).ended(0);
-    run(&client, "app", doc! {"delete": "a", "deletes": [{"q": {"_id": 9}, "limit": 1}]}).await;
-    run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 10, "u": 7}]}).await;
+    run(
+        &client,
+        "app",
+        doc! {"delete": "a", "deletes": [{"q": {"_id": 9}, "limit": 1}]},
+    )
+    .await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "a", "documents": [{"_id": 10, "u": 7}]},
+    )
+    .await;
     let named = home.bk(&["restore", "--yes", "--existing", "merge"]);
     assert_eq!(named.code, 3, "{}", named.stderr);
-    assert!(named.stderr.contains("1 documents were refused") && named.stderr.contains("\"_id\": 9"), "{}", named.stderr);
+    assert!(
+        named.stderr.contains("1 documents were refused") && named.stderr.contains("\"_id\": 9"),
+        "{}",
+        named.stderr
+    );
     // What is not whole is not backed up as good until it is finished.
     let half = home.bk(&["backup"]);
     assert_ne!(half.code, 0, "{}", half.stderr);
-    run(&client, "app", doc! {"delete": "a", "deletes": [{"q": {"_id": 10}, "limit": 1}]}).await;
+    run(
+        &client,
+        "app",
+        doc! {"delete": "a", "deletes": [{"q": {"_id": 10}, "limit": 1}]},
+    )
+    .await;
     home.bk(&["restore", "--yes"]).ended(0);
     home.bk(&["backup"]).ended(0);
 }
@@ -441,20 +662,35 @@ async fn nothing_ends_well_that_did_not_go_well() {
         return;
     };
     let client = server.client().await;
-    run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 1}]}).await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "a", "documents": [{"_id": 1}]},
+    )
+    .await;
     let home = Home::new(&settings(&server, ""));
     home.bk(&["backup"]).ended(0);
     let archives = home.archives().len();
     // A database that is named and not there.
-    home.write("plugins.toml", settings(&server, "databases = [\"app\", \"missing\"]\n"));
+    home.write(
+        "plugins.toml",
+        settings(&server, "databases = [\"app\", \"missing\"]\n"),
+    );
     let missing = home.bk(&["backup"]);
     assert_ne!(missing.code, 0);
     assert!(missing.stderr.contains("`missing`"), "{}", missing.stderr);
     // A way to one instant that the server has not.
-    home.write("plugins.toml", settings(&server, "consistency = \"snapshot\"\n"));
+    home.write(
+        "plugins.toml",
+        settings(&server, "consistency = \"snapshot\"\n"),
+    );
     let snapshot = home.bk(&["backup"]);
     assert_ne!(snapshot.code, 0);
-    assert!(snapshot.stderr.contains("snapshots are not used"), "{}", snapshot.stderr);
+    assert!(
+        snapshot.stderr.contains("snapshots are not used"),
+        "{}",
+        snapshot.stderr
+    );
     // Nobody there.
     home.write("plugins.toml", settings(&server, ""));
     server.kill();
@@ -471,8 +707,18 @@ async fn a_wrong_password_is_called_one() {
         return;
     };
     let client = server.client().await;
-    run(&client, "admin", doc! {"createUser": "keeper", "pwd": "right", "roles": ["root"]}).await;
-    run(&client, "app", doc! {"insert": "a", "documents": [{"_id": 1}]}).await;
+    run(
+        &client,
+        "admin",
+        doc! {"createUser": "keeper", "pwd": "right", "roles": ["root"]},
+    )
+    .await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "a", "documents": [{"_id": 1}]},
+    )
+    .await;
     server.kill();
     server.require_passwords();
     server.run().unwrap();
@@ -489,4 +735,143 @@ async fn a_wrong_password_is_called_one() {
     let wrong = home.bk(&["check"]);
     assert_eq!(wrong.code, 4, "{}{}", wrong.stdout, wrong.stderr);
     assert!(!wrong.stderr.contains("wrong\"") && !wrong.stdout.contains("right"));
+}
+
+/// What the official tools' dumps must restore to.
+fn expected() -> BTreeMap<String, serde_json::Value> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/golden/mongodump/expected.json"
+    );
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+async fn is_as_expected(server: &Server, what: &str) {
+    let contents = server.contents().await;
+    let expected = expected();
+    let names = |names: Vec<&String>| names.into_iter().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        names(contents.keys().collect()),
+        names(expected.keys().collect()),
+        "{what}"
+    );
+    for (name, expected) in expected {
+        let found = &contents[&name];
+        assert_eq!(
+            found.kind,
+            expected["type"].as_str().unwrap(),
+            "{what}: {name}"
+        );
+        let json = |document: &Document| {
+            serde_json::to_value(Bson::Document(document.clone()).into_relaxed_extjson()).unwrap()
+        };
+        // Its numbers came out of JSON, so that whole ones look alike.
+        assert_eq!(json(&found.options), expected["options"], "{what}: {name}");
+        if found.kind == "view" {
+            continue;
+        }
+        let indexes: Vec<serde_json::Value> = found.indexes.iter().map(json).collect();
+        assert_eq!(
+            serde_json::Value::Array(indexes),
+            expected["indexes"],
+            "{what}: {name}"
+        );
+        // The server that the dumps are of forgets the first documents of a capped collection when it pleases.
+        if name == "app.cap" {
+            assert!(
+                [50, 60].contains(&found.documents),
+                "{what}: {}",
+                found.documents
+            );
+        } else {
+            assert_eq!(
+                found.documents,
+                expected["documents"].as_u64().unwrap(),
+                "{what}: {name}"
+            );
+            assert_eq!(
+                found.sum_of_sha1(),
+                expected["sum_of_sha1"].as_str().unwrap(),
+                "{what}: {name}"
+            );
+        }
+    }
+}
+
+fn golden(name: &str) -> String {
+    format!("{}/golden/mongodump/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_four_outputs_of_the_official_mongodump_come_back() {
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    let home = Home::new(&settings(&server, ""));
+    for name in ["dir", "dir-gz", "all.archive", "all.archive.gz"] {
+        server.wipe().await;
+        let ran = home.bk(&["restore", &golden(name), "--yes"]).ended(0);
+        is_as_expected(&server, &format!("{name} {}", ran.stderr)).await;
+        // Over what is there, and a part of it under another name.
+        home.bk(&["restore", &golden(name), "--yes"]).ended(0);
+        is_as_expected(&server, name).await;
+        server.wipe().await;
+        home.bk(&[
+            "restore",
+            &golden(name),
+            "--yes",
+            "--only",
+            "mongodb/app/idx",
+            "--into",
+            "mongodb/app=elsewhere",
+        ])
+        .ended(0);
+        let contents = server.contents().await;
+        assert_eq!(
+            contents.keys().collect::<Vec<_>>(),
+            ["elsewhere.idx"],
+            "{name}"
+        );
+        assert_eq!(contents["elsewhere.idx"].documents, 100);
+        let nothing = home.bk(&[
+            "restore",
+            &golden(name),
+            "--yes",
+            "--only",
+            "mongodb/app/nowhere",
+        ]);
+        assert_eq!(nothing.code, 5, "{name}: {}", nothing.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_was_cut_off_or_changed_writes_nothing() {
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    let home = Home::new(&settings(&server, ""));
+    let whole = std::fs::read(golden("all.archive")).unwrap();
+    let mut changed = whole.clone();
+    let place = changed.len() - 5000;
+    changed[place] ^= 1;
+    for (name, bytes) in [
+        ("cut.archive", &whole[..whole.len() - 300]),
+        ("cut-early.archive", &whole[..100_000]),
+        ("changed.archive", &changed[..]),
+    ] {
+        home.write(name, bytes);
+        let ran = home.bk(&["restore", name, "--yes"]);
+        assert_eq!(ran.code, 7, "{name}: {}", ran.stderr);
+        assert_eq!(server.contents().await.len(), 0, "{name}");
+    }
+    let big = std::fs::read(golden("dir/app/big.bson")).unwrap();
+    home.write("cut/app/big.bson", &big[..big.len() - 10]);
+    home.write(
+        "cut/app/big.metadata.json",
+        std::fs::read(golden("dir/app/big.metadata.json")).unwrap(),
+    );
+    let ran = home.bk(&["restore", "cut", "--yes"]);
+    assert_eq!(ran.code, 7, "{}", ran.stderr);
+    assert!(ran.stderr.contains("app/big.bson"), "{}", ran.stderr);
+    assert_eq!(server.contents().await.len(), 0);
 }

@@ -354,7 +354,7 @@ async fn an_archive_of_more_than_five_gib_is_copied_in_parts_inside_the_store() 
             .everything()
             .await
             .into_iter()
-            .find(|(key, _, _)| key.ends_with(".tar.xz"))
+            .find(|(key, _, _)| key.starts_with("main/backup") && key.ends_with(".tar.xz"))
             .unwrap()
             .0;
         let head = bucket.client.head_object().bucket(&bucket.name).key(key);

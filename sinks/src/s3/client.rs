@@ -24,6 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
+const SKEWED: &str = "RequestTimeTooSkewed";
+/// How often a request's clock is set before that counts as a failed attempt.
+const CLOCK_SETTINGS: u32 = 2;
 const CONNECT_LIMIT: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
@@ -217,12 +220,31 @@ impl Clients {
         }
     }
 
-    /// Asks once.
+    /// Asks once; again where the clock was refused, which says nothing of the request, unless it goes on so.
     pub async fn once<T, E, A>(
         &self,
         cx: &Context,
         bytes: u64,
         request: impl Fn() -> A,
+    ) -> Result<T, Fault>
+    where
+        A: Future<Output = Result<T, SdkError<E, Response>>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let mut set_clock = 0;
+        loop {
+            match self.send(cx, bytes, &request).await {
+                Err(fault) if fault.code == SKEWED && set_clock < CLOCK_SETTINGS => set_clock += 1,
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn send<T, E, A>(
+        &self,
+        cx: &Context,
+        bytes: u64,
+        request: &impl Fn() -> A,
     ) -> Result<T, Fault>
     where
         A: Future<Output = Result<T, SdkError<E, Response>>>,
@@ -238,7 +260,7 @@ impl Clients {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 let fault = Fault::of(&error);
-                if fault.code == "RequestTimeTooSkewed"
+                if fault.code == SKEWED
                     && let Some(date) = error.raw_response().and_then(|r| r.headers().get("date"))
                 {
                     self.clock.follow(date);
@@ -397,10 +419,9 @@ impl Fault {
     /// What an answer that is a refusal means. The words are those of Amazon's list of error codes and of Ceph's.
     fn said(status: u16, code: String, message: String) -> Self {
         let (kind, passing) = match (code.as_str(), status) {
-            (
-                "ExpiredToken" | "TokenRefreshRequired" | "RequestTimeTooSkewed" | "RequestExpired",
-                _,
-            ) => (ErrorKind::Auth, true),
+            ("ExpiredToken" | "TokenRefreshRequired" | SKEWED | "RequestExpired", _) => {
+                (ErrorKind::Auth, true)
+            }
             (
                 "InvalidAccessKeyId"
                 | "SignatureDoesNotMatch"

@@ -174,9 +174,9 @@ impl Store {
             bucket.bucket(self.bucket()).send()
         };
         let answer = match self.clients.once(cx, 0, request).await {
-            Err(fault) if fault.passing && fault.status != 200 => {
-                self.clients.ask(cx, 0, request).await
-            }
+            // A success that cannot be read may be a failure in its clothes, or the store's own form: then it comes again.
+            Err(fault) if fault.status == 200 => self.clients.once(cx, 0, request).await,
+            Err(fault) if fault.passing => self.clients.ask(cx, 0, request).await,
             other => other,
         };
         match answer {

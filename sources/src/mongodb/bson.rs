@@ -11,15 +11,25 @@ pub const ID: &[u8] = b"_id";
 
 /// Types of elements that are looked at by name.
 pub mod kind {
+    /// A number of 64 bits with a point.
     pub const DOUBLE: u8 = 0x01;
+    /// Text.
     pub const STRING: u8 = 0x02;
+    /// A document.
     pub const DOCUMENT: u8 = 0x03;
+    /// An array: a document whose names are places.
     pub const ARRAY: u8 = 0x04;
+    /// Bytes.
     pub const BINARY: u8 = 0x05;
+    /// Yes or no.
     pub const BOOLEAN: u8 = 0x08;
+    /// Nothing.
     pub const NULL: u8 = 0x0a;
+    /// A whole number of 32 bits.
     pub const INT32: u8 = 0x10;
+    /// An instant of the server's log.
     pub const TIMESTAMP: u8 = 0x11;
+    /// A whole number of 64 bits.
     pub const INT64: u8 = 0x12;
 }
 
@@ -39,7 +49,8 @@ pub struct Element<'a> {
 impl<'a> Element<'a> {
     /// The text of a string.
     pub fn text(&self) -> Option<&'a str> {
-        let bytes = (self.kind == kind::STRING).then(|| self.value.get(4..self.value.len() - 1))??;
+        let bytes =
+            (self.kind == kind::STRING).then(|| self.value.get(4..self.value.len() - 1))??;
         std::str::from_utf8(bytes).ok()
     }
 
@@ -123,7 +134,8 @@ fn cut_element(rest: &[u8]) -> Option<Element<'_>> {
 
 fn value_len(kind: u8, value: &[u8]) -> Option<usize> {
     let prefix = || usize::try_from(i32::from_le_bytes(value.get(..4)?.try_into().ok()?)).ok();
-    let string_end = |from: usize| Some(from + value.get(from..)?.iter().position(|b| *b == 0)? + 1);
+    let string_end =
+        |from: usize| Some(from + value.get(from..)?.iter().position(|b| *b == 0)? + 1);
     match kind {
         0x01 | 0x09 | 0x11 | 0x12 => Some(8),
         0x02 | 0x0d | 0x0e => prefix().filter(|len| *len > 0).map(|len| 4 + len),
@@ -168,8 +180,19 @@ pub fn documents_of(array: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Length of the document that begins here; nothing when it is not whole, or none.
 pub fn len_at(bytes: &[u8]) -> Option<usize> {
     let len = i32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
-    let len = usize::try_from(len).ok().filter(|len| *len >= SMALLEST_BYTES)?;
+    let len = usize::try_from(len)
+        .ok()
+        .filter(|len| *len >= SMALLEST_BYTES)?;
     (bytes.get(len - 1) == Some(&0)).then_some(len)
+}
+
+/// Whether these first bytes may begin a document: nothing, or a length that one can have.
+pub fn len_begins(head: &[u8]) -> bool {
+    let len = head
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_le_bytes);
+    len.is_none_or(|len| len >= SMALLEST_BYTES as i32)
 }
 
 /// Documents one behind the other, each an error where the bytes are none.
@@ -309,7 +332,8 @@ impl Writing {
 
     /// The document as the driver takes it.
     pub fn raw(self) -> Result<RawDocumentBuf> {
-        RawDocumentBuf::from_bytes(self.bytes()).map_err(|e| bug(format!("a command is no BSON: {e}")))
+        RawDocumentBuf::from_bytes(self.bytes())
+            .map_err(|e| bug(format!("a command is no BSON: {e}")))
     }
 }
 

@@ -36,12 +36,15 @@ impl Filter {
     /// Whether a database is taken. What servers keep for themselves only when it is named.
     pub fn takes_database(&self, name: &str) -> bool {
         let ours = name == mark::NAME || name.starts_with("__mdb_internal");
-        !ours && self.0.takes_database(name) && (!is_servers_own(name) || self.0.names_database(name))
+        !ours
+            && self.0.takes_database(name)
+            && (!is_servers_own(name) || self.0.names_database(name))
     }
 
     /// Whether a collection is taken; its database is.
     pub fn takes(&self, database: &str, name: &str) -> bool {
-        !is_left_out(database, name, self.0.names_database(database)) && self.0.takes(database, name)
+        !is_left_out(database, name, self.0.names_database(database))
+            && self.0.takes(database, name)
     }
 }
 
@@ -123,7 +126,11 @@ impl Collection {
 
 /// Databases that the filter takes, sorted. `named` are those that an account sees which may not list any.
 pub async fn databases(connection: &Connection, filter: &Filter) -> Result<Vec<String>> {
-    let command = || Writing::new().int("listDatabases", 1).flag("nameOnly", true);
+    let command = || {
+        Writing::new()
+            .int("listDatabases", 1)
+            .flag("nameOnly", true)
+    };
     let answer = match connection.run("admin", command()).await {
         Err(failure) if failure.is_denied() => {
             connection
@@ -164,7 +171,10 @@ pub async fn collections(
         }
         Err(failure) => return Err(failure.error.within(format!("listing `{database}`"))),
     };
-    let names: Vec<&str> = listed.iter().filter_map(|c| bson::text(c, "name")).collect();
+    let names: Vec<&str> = listed
+        .iter()
+        .filter_map(|c| bson::text(c, "name"))
+        .collect();
     let mut found: Vec<Collection> = listed
         .iter()
         .filter_map(|document| collection(database, document, &names))
@@ -185,7 +195,8 @@ pub enum Seen {
 
 fn collection(database: &str, document: &[u8], names: &[&str]) -> Option<Collection> {
     let name = bson::text(document, "name")?.to_owned();
-    let options = bson::inner(document, "options").map_or_else(|| Writing::new().bytes(), <[u8]>::to_vec);
+    let options =
+        bson::inner(document, "options").map_or_else(|| Writing::new().bytes(), <[u8]>::to_vec);
     let uuid: Option<[u8; 16]> = bson::inner(document, "info")
         .and_then(|info| bson::find(info, b"uuid"))
         .and_then(|uuid| uuid.value.get(5..)?.try_into().ok());
@@ -207,7 +218,10 @@ fn collection(database: &str, document: &[u8], names: &[&str]) -> Option<Collect
 }
 
 /// Indexes of a collection, as they stand. A view has none; one that is gone meanwhile is an error.
-pub async fn indexes(connection: &Connection, collection: &Collection) -> Result<Vec<Vec<u8>>, Failure> {
+pub async fn indexes(
+    connection: &Connection,
+    collection: &Collection,
+) -> Result<Vec<Vec<u8>>, Failure> {
     if collection.kind == Kind::View {
         return Ok(Vec::new());
     }

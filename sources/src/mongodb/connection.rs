@@ -24,14 +24,8 @@ pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
     pub const AUTHENTICATION_FAILED: i32 = 18;
     pub const NAMESPACE_NOT_FOUND: i32 = 26;
-    pub const CURSOR_NOT_FOUND: i32 = 43;
-    pub const NAMESPACE_EXISTS: i32 = 48;
     pub const COMMAND_NOT_FOUND: i32 = 59;
-    pub const DOCUMENT_VALIDATION_FAILURE: i32 = 121;
-    pub const CAPPED_POSITION_LOST: i32 = 136;
     pub const NOT_IMPLEMENTED: i32 = 238;
-    pub const SNAPSHOT_TOO_OLD: i32 = 239;
-    pub const UNKNOWN_FIELD: i32 = 40415;
     pub const DUPLICATE_KEY: i32 = 11000;
 }
 
@@ -53,7 +47,10 @@ pub struct Failure {
 impl Failure {
     /// Whether the server does not know what was asked of it.
     pub fn is_unknown_command(&self) -> bool {
-        matches!(self.code, Some(code::COMMAND_NOT_FOUND | code::NOT_IMPLEMENTED))
+        matches!(
+            self.code,
+            Some(code::COMMAND_NOT_FOUND | code::NOT_IMPLEMENTED)
+        )
     }
 
     /// Whether the account may not.
@@ -89,15 +86,19 @@ impl Access {
         // A second call finds it installed, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut options = match &self.settings.uri {
-            Some(uri) => ClientOptions::parse(uri.reveal().await?).await.map_err(|e| {
-                settings(format!("`uri` cannot be used: {}", without_secrets(&e)))
-                    .hint("write mongodb://USER:PASSWORD@HOST:PORT/?authSource=admin")
-            })?,
+            Some(uri) => ClientOptions::parse(uri.reveal().await?)
+                .await
+                .map_err(|e| {
+                    settings(format!("`uri` cannot be used: {}", without_secrets(&e)))
+                        .hint("write mongodb://USER:PASSWORD@HOST:PORT/?authSource=admin")
+                })?,
             None => self.by_parts().await?,
         };
         options.app_name.get_or_insert_with(|| "bk".into());
         options.connect_timeout.get_or_insert(CONNECT_LIMIT);
-        options.server_selection_timeout.get_or_insert(CONNECT_LIMIT);
+        options
+            .server_selection_timeout
+            .get_or_insert(CONNECT_LIMIT);
         options
             .max_pool_size
             .get_or_insert(u32::from(self.settings.parallel) + SPARE_CONNECTIONS);
@@ -153,7 +154,11 @@ impl Connection {
         let raw = command.raw().map_err(ours)?;
         let database = self.client.database(database);
         let answer = async { Ok(database.run_raw_command(raw).await) };
-        let answer = self.cx.within(COMMAND_LIMIT, late, answer).await.map_err(ours)?;
+        let answer = self
+            .cx
+            .within(COMMAND_LIMIT, late, answer)
+            .await
+            .map_err(ours)?;
         answer.map_err(|e| failure(&e))
     }
 
@@ -168,18 +173,30 @@ impl Connection {
     }
 
     /// Opens a cursor.
-    pub async fn cursor(&self, database: &str, command: Writing) -> Result<RawBatchCursor, Failure> {
+    pub async fn cursor(
+        &self,
+        database: &str,
+        command: Writing,
+    ) -> Result<RawBatchCursor, Failure> {
         let raw = command.raw().map_err(ours)?;
         let database = self.client.database(database);
         let opened = async { Ok(database.run_raw_cursor_command(raw).batch().await) };
-        let opened = self.cx.within(COMMAND_LIMIT, late, opened).await.map_err(ours)?;
+        let opened = self
+            .cx
+            .within(COMMAND_LIMIT, late, opened)
+            .await
+            .map_err(ours)?;
         opened.map_err(|e| failure(&e))
     }
 
     /// The next batch of a cursor, or nothing at its end.
     pub async fn next(&self, cursor: &mut RawBatchCursor) -> Result<Option<RawBatch>, Failure> {
         let next = async { Ok(cursor.next().await) };
-        let next = self.cx.within(COMMAND_LIMIT, late, next).await.map_err(ours)?;
+        let next = self
+            .cx
+            .within(COMMAND_LIMIT, late, next)
+            .await
+            .map_err(ours)?;
         next.transpose().map_err(|e| failure(&e))
     }
 
@@ -190,7 +207,11 @@ impl Connection {
         session: &mut ClientSession,
     ) -> Result<Option<RawBatch>, Failure> {
         let next = async { Ok(cursor.stream(session).next().await) };
-        let next = self.cx.within(COMMAND_LIMIT, late, next).await.map_err(ours)?;
+        let next = self
+            .cx
+            .within(COMMAND_LIMIT, late, next)
+            .await
+            .map_err(ours)?;
         next.transpose().map_err(|e| failure(&e))
     }
 }
@@ -235,7 +256,9 @@ pub fn failure(error: &mongodb::error::Error) -> Failure {
         }
         DriverErrorKind::Authentication { message, .. } => (ErrorKind::Auth, None, message.clone()),
         DriverErrorKind::InvalidArgument { message, .. }
-        | DriverErrorKind::InvalidTlsConfig { message, .. } => (ErrorKind::Settings, None, message.clone()),
+        | DriverErrorKind::InvalidTlsConfig { message, .. } => {
+            (ErrorKind::Settings, None, message.clone())
+        }
         DriverErrorKind::IncompatibleServer { message, .. } => {
             (ErrorKind::Unsupported, None, message.clone())
         }

@@ -60,7 +60,11 @@ pub async fn collection(
             segments.room.make(out, segments.buffer.len()).await?;
         }
     }
-    let part = if segments.flushed { Part::OfSeveral } else { Part::Whole };
+    let part = if segments.flushed {
+        Part::OfSeveral
+    } else {
+        Part::Whole
+    };
     segments.flush(lane, out, part).await?;
     written(read.bytes);
     Ok(read)
@@ -84,7 +88,10 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
     match point {
         Point::Snapshot { at } => command.document(
             "readConcern",
-            &Writing::new().text("level", "snapshot").timestamp("atClusterTime", *at).bytes(),
+            &Writing::new()
+                .text("level", "snapshot")
+                .timestamp("atClusterTime", *at)
+                .bytes(),
         ),
         _ => command,
     }
@@ -115,11 +122,14 @@ impl Batches {
                 .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
             return Ok(Self::InSession(cursor, session.clone()));
         }
-        let mut cursor = connection.cursor(&collection.database, command(FIRST_DOCUMENTS)).await?;
+        let mut cursor = connection
+            .cursor(&collection.database, command(FIRST_DOCUMENTS))
+            .await?;
         let first = connection.next(&mut cursor).await?;
         let sizes = match &first {
             Some(batch) if is_open(batch) => {
-                let (count, bytes) = documents_of(batch)?.fold((0, 0), |(n, b), d| (n + 1, b + d.len()));
+                let (count, bytes) =
+                    documents_of(batch)?.fold((0, 0), |(n, b), d| (n + 1, b + d.len()));
                 Some((bytes / usize::max(count, 1)).max(1))
             }
             _ => None,
@@ -131,8 +141,13 @@ impl Batches {
                 let documents = (BATCH_BYTES / mean).clamp(1, 1 << 20) as u32;
                 drop(cursor);
                 let raw = command(documents as i32).raw()?;
-                let again = database.run_raw_cursor_command(raw).batch_size(documents).batch();
-                again.await.map_err(|e| crate::mongodb::connection::failure(&e).error)?
+                let again = database
+                    .run_raw_cursor_command(raw)
+                    .batch_size(documents)
+                    .batch();
+                again
+                    .await
+                    .map_err(|e| crate::mongodb::connection::failure(&e).error)?
             }
             None => {
                 if let Some(first) = first {

@@ -18,17 +18,27 @@ const COLLECTION: &str = "restores";
 
 /// Where marks may stand: its own database, and every other.
 async fn places(connection: &Connection) -> Result<Vec<(String, &'static str)>> {
-    let command = Writing::new().int("listDatabases", 1).flag("nameOnly", true);
+    let command = Writing::new()
+        .int("listDatabases", 1)
+        .flag("nameOnly", true);
     let answer = match connection.run("admin", command).await {
         Err(failure) if failure.is_denied() => return Ok(vec![(NAME.into(), COLLECTION)]),
         other => other?,
     };
-    let names = answer.get_array("databases").map(Vec::as_slice).unwrap_or_default();
+    let names = answer
+        .get_array("databases")
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     Ok(names
         .iter()
         .filter_map(|database| database.as_document()?.get_str("name").ok())
         .filter(|name| !crate::mongodb::catalogue::is_servers_own(name))
-        .map(|name| (name.to_owned(), if name == NAME { COLLECTION } else { NAME }))
+        .map(|name| {
+            (
+                name.to_owned(),
+                if name == NAME { COLLECTION } else { NAME },
+            )
+        })
         .collect())
 }
 
@@ -36,7 +46,10 @@ async fn places(connection: &Connection) -> Result<Vec<(String, &'static str)>> 
 pub async fn read(connection: &Connection) -> Result<Vec<Unfinished>> {
     let mut marks: Vec<Unfinished> = Vec::new();
     for (database, collection) in places(connection).await? {
-        let found = match connection.list(&database, Writing::new().text("find", collection)).await {
+        let found = match connection
+            .list(&database, Writing::new().text("find", collection))
+            .await
+        {
             // Who may not read it sees no mark; the database's own units will be denied as well.
             Err(failure) if failure.is_denied() => continue,
             other => other?,
@@ -47,7 +60,9 @@ pub async fn read(connection: &Connection) -> Result<Vec<Unfinished>> {
                     ErrorKind::Conflict,
                     format!("the mark in `{database}.{collection}` cannot be read"),
                 )
-                .hint(format!("look at the databases, and drop `{database}.{collection}` when they are whole"))
+                .hint(format!(
+                    "look at the databases, and drop `{database}.{collection}` when they are whole"
+                ))
             })?;
             // In several databases the same restore left the same words.
             if !marks.contains(&mark) {
@@ -77,15 +92,23 @@ pub enum Where {
 }
 
 /// Sets it for a restore that begins; those that it covers are forgotten. `databases`: those of the target that it writes to.
-pub async fn begin(connection: &Connection, mine: &Unfinished, databases: &[String]) -> Result<Where> {
+pub async fn begin(
+    connection: &Connection,
+    mine: &Unfinished,
+    databases: &[String],
+) -> Result<Where> {
     let others = read(connection).await?;
     let place = match set(connection, NAME, COLLECTION, mine).await {
         Ok(()) => Where::OwnDatabase,
         Err(failure) if failure.is_denied() => {
             for database in databases {
-                set(connection, database, NAME, mine).await.map_err(|failure| {
-                    failure.error.within(format!("setting the mark of this restore in `{database}`"))
-                })?;
+                set(connection, database, NAME, mine)
+                    .await
+                    .map_err(|failure| {
+                        failure
+                            .error
+                            .within(format!("setting the mark of this restore in `{database}`"))
+                    })?;
             }
             Where::Targets
         }
@@ -99,11 +122,19 @@ pub async fn begin(connection: &Connection, mine: &Unfinished, databases: &[Stri
     Ok(place)
 }
 
-async fn set(connection: &Connection, database: &str, collection: &str, mine: &Unfinished) -> Result<(), Failure> {
+async fn set(
+    connection: &Connection,
+    database: &str,
+    collection: &str,
+    mine: &Unfinished,
+) -> Result<(), Failure> {
     let document = Writing::new()
         .text("_id", &mine.id)
         .text("archive", &mine.archive)
-        .text("selected", &words(&mine.selected).map_err(|error| Failure { code: None, error })?)
+        .text(
+            "selected",
+            &words(&mine.selected).map_err(|error| Failure { code: None, error })?,
+        )
         .bytes();
     let command = Writing::new()
         .text("insert", collection)
@@ -112,7 +143,10 @@ async fn set(connection: &Connection, database: &str, collection: &str, mine: &U
     if answer.get_i32("n").is_ok_and(|n| n == 1) {
         return Ok(());
     }
-    let error = Error::new(ErrorKind::Unreachable, format!("the server did not take the mark: {answer}"));
+    let error = Error::new(
+        ErrorKind::Unreachable,
+        format!("the server did not take the mark: {answer}"),
+    );
     Err(Failure { code: None, error })
 }
 
@@ -147,7 +181,12 @@ async fn remove(connection: &Connection, id: &str) -> Result<()> {
 }
 
 /// Takes this restore out, but for what it left unfinished; where it was the last one, all traces go.
-pub async fn finish(connection: &Connection, mine: &Unfinished, left: Vec<Selected>, place: &Where) -> Result<()> {
+pub async fn finish(
+    connection: &Connection,
+    mine: &Unfinished,
+    left: Vec<Selected>,
+    place: &Where,
+) -> Result<()> {
     remove(connection, &mine.id).await?;
     if !left.is_empty() {
         let rest = Unfinished {
@@ -155,7 +194,9 @@ pub async fn finish(connection: &Connection, mine: &Unfinished, left: Vec<Select
             ..mine.clone()
         };
         return match place {
-            Where::OwnDatabase => set(connection, NAME, COLLECTION, &rest).await.map_err(Error::from),
+            Where::OwnDatabase => set(connection, NAME, COLLECTION, &rest)
+                .await
+                .map_err(Error::from),
             Where::Targets => {
                 for database in databases(&rest.selected) {
                     set(connection, &database, NAME, &rest).await?;
@@ -187,7 +228,9 @@ pub async fn forget(connection: &Connection) -> Result<()> {
 fn unless_denied(answer: Result<Document, Failure>) -> Result<()> {
     match answer {
         Ok(_) => Ok(()),
-        Err(failure) if failure.is_denied() || failure.code == Some(code::NAMESPACE_NOT_FOUND) => Ok(()),
+        Err(failure) if failure.is_denied() || failure.code == Some(code::NAMESPACE_NOT_FOUND) => {
+            Ok(())
+        }
         Err(failure) => Err(failure.error),
     }
 }

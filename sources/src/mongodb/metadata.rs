@@ -108,7 +108,9 @@ impl Metadata {
             bson::inner(raw, name).ok_or_else(|| Error::corrupt(format!("it has no `{name}`")))
         };
         self.options = part("options")?.to_vec();
-        self.indexes = bson::documents_of(part("indexes")?).map(<[u8]>::to_vec).collect();
+        self.indexes = bson::documents_of(part("indexes")?)
+            .map(<[u8]>::to_vec)
+            .collect();
         Ok(())
     }
 
@@ -188,7 +190,11 @@ fn write_value(out: &mut String, element: &Element<'_>) {
     let long = || value.try_into().map_or(0, i64::from_le_bytes);
     // Neither writing to a String nor the bytes that the walk has cut can fail; what is shorter than its type wants is left out.
     let _ = match element.kind {
-        kind::DOUBLE => write!(out, "{{\"$numberDouble\":\"{}\"}}", double(f64::from_bits(long() as u64))),
+        kind::DOUBLE => write!(
+            out,
+            "{{\"$numberDouble\":\"{}\"}}",
+            double(f64::from_bits(long() as u64))
+        ),
         kind::STRING => {
             write_text(out, string_bytes(value));
             Ok(())
@@ -204,7 +210,10 @@ fn write_value(out: &mut String, element: &Element<'_>) {
         kind::BINARY => {
             let (subtype, bytes) = binary(value);
             let base64 = BASE64_STANDARD.encode(bytes);
-            write!(out, "{{\"$binary\":{{\"base64\":\"{base64}\",\"subType\":\"{subtype:02x}\"}}}}")
+            write!(
+                out,
+                "{{\"$binary\":{{\"base64\":\"{base64}\",\"subType\":\"{subtype:02x}\"}}}}"
+            )
         }
         0x06 => write!(out, "{{\"$undefined\":true}}"),
         0x07 => write_wrapped(out, "$oid", |out| {
@@ -234,7 +243,10 @@ fn write_value(out: &mut String, element: &Element<'_>) {
         0x0d => write_wrapped(out, "$code", |out| write_text(out, string_bytes(value))),
         0x0e => write_wrapped(out, "$symbol", |out| write_text(out, string_bytes(value))),
         0x0f => {
-            let code_len = value.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, i32::from_le_bytes);
+            let code_len = value
+                .get(4..8)
+                .and_then(|b| b.try_into().ok())
+                .map_or(0, i32::from_le_bytes);
             let scope = 8 + usize::try_from(code_len).unwrap_or(0);
             out.push_str("{\"$code\":");
             write_text(out, string_bytes(value.get(4..scope).unwrap_or_default()));
@@ -243,22 +255,39 @@ fn write_value(out: &mut String, element: &Element<'_>) {
             out.push('}');
             Ok(())
         }
-        kind::INT32 => write!(out, "{{\"$numberInt\":\"{}\"}}", value.try_into().map_or(0, i32::from_le_bytes)),
+        kind::INT32 => write!(
+            out,
+            "{{\"$numberInt\":\"{}\"}}",
+            value.try_into().map_or(0, i32::from_le_bytes)
+        ),
         kind::TIMESTAMP => {
             let at = long() as u64;
-            write!(out, "{{\"$timestamp\":{{\"t\":{},\"i\":{}}}}}", at >> 32, at as u32)
+            write!(
+                out,
+                "{{\"$timestamp\":{{\"t\":{},\"i\":{}}}}}",
+                at >> 32,
+                at as u32
+            )
         }
         kind::INT64 => write!(out, "{{\"$numberLong\":\"{}\"}}", long()),
         0x13 => {
             let bytes: [u8; 16] = value.try_into().unwrap_or_default();
-            write!(out, "{{\"$numberDecimal\":\"{}\"}}", Decimal128::from_bytes(bytes))
+            write!(
+                out,
+                "{{\"$numberDecimal\":\"{}\"}}",
+                Decimal128::from_bytes(bytes)
+            )
         }
         0xff => write!(out, "{{\"$minKey\":1}}"),
         _ => write!(out, "{{\"$maxKey\":1}}"),
     };
 }
 
-fn write_wrapped(out: &mut String, name: &str, inside: impl FnOnce(&mut String)) -> std::fmt::Result {
+fn write_wrapped(
+    out: &mut String,
+    name: &str,
+    inside: impl FnOnce(&mut String),
+) -> std::fmt::Result {
     write!(out, "{{\"{name}\":")?;
     inside(out);
     out.push('}');
@@ -267,14 +296,23 @@ fn write_wrapped(out: &mut String, name: &str, inside: impl FnOnce(&mut String))
 
 /// Bytes of a string without its length and closing zero.
 fn string_bytes(value: &[u8]) -> &[u8] {
-    value.get(4..value.len().saturating_sub(1)).unwrap_or_default()
+    value
+        .get(4..value.len().saturating_sub(1))
+        .unwrap_or_default()
 }
 
 /// Subtype and bytes; the old form has its length twice.
 fn binary(value: &[u8]) -> (u8, &[u8]) {
     let subtype = value.get(4).copied().unwrap_or(0);
     let bytes = value.get(5..).unwrap_or_default();
-    (subtype, if subtype == 2 { bytes.get(4..).unwrap_or_default() } else { bytes })
+    (
+        subtype,
+        if subtype == 2 {
+            bytes.get(4..).unwrap_or_default()
+        } else {
+            bytes
+        },
+    )
 }
 
 /// As Go prints it: shortest digits, an exponent from 21 on, a point where nothing else says that it is no integer.
@@ -283,14 +321,23 @@ fn double(number: f64) -> String {
         return "NaN".into();
     }
     if number.is_infinite() {
-        return if number > 0.0 { "Infinity" } else { "-Infinity" }.into();
+        return if number > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }
+        .into();
     }
     let scientific = format!("{number:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let power: i32 = exponent.parse().unwrap_or(0);
     if (-4..21).contains(&power) {
         let plain = format!("{number}");
-        return if plain.contains('.') { plain } else { plain + ".0" };
+        return if plain.contains('.') {
+            plain
+        } else {
+            plain + ".0"
+        };
     }
     let sign = if power < 0 { '-' } else { '+' };
     format!("{digits}E{sign}{:02}", power.abs())
@@ -308,7 +355,9 @@ fn write_text(out: &mut String, bytes: &[u8]) {
             '\t' => write!(out, "\\t"),
             '\u{8}' => write!(out, "\\b"),
             '\u{c}' => write!(out, "\\f"),
-            c if c < ' ' || c == '\u{2028}' || c == '\u{2029}' => write!(out, "\\u{:04x}", u32::from(c)),
+            c if c < ' ' || c == '\u{2028}' || c == '\u{2029}' => {
+                write!(out, "\\u{:04x}", u32::from(c))
+            }
             c => write!(out, "{c}"),
         };
     }
@@ -327,15 +376,25 @@ mod tests {
 
     #[test]
     fn options_and_indexes_come_back_equal_through_json_or_raw() {
-        let filter = Writing::new().document("a", &Writing::new().int("$gt", 3).bytes()).bytes();
+        let filter = Writing::new()
+            .document("a", &Writing::new().int("$gt", 3).bytes())
+            .bytes();
         let index = Writing::new()
             .int("v", 2)
-            .document("key", &Writing::new().value(kind::DOUBLE, b"a", &1.0_f64.to_le_bytes()).bytes())
+            .document(
+                "key",
+                &Writing::new()
+                    .value(kind::DOUBLE, b"a", &1.0_f64.to_le_bytes())
+                    .bytes(),
+            )
             .text("name", "a \"one\"\n")
             .document("partialFilterExpression", &filter)
             .bytes();
         let plain = Metadata {
-            options: Writing::new().flag("capped", true).long("size", 1 << 40).bytes(),
+            options: Writing::new()
+                .flag("capped", true)
+                .long("size", 1 << 40)
+                .bytes(),
             indexes: vec![index],
             name: Some("x/y".into()),
             kind: Kind::Collection,
@@ -350,7 +409,9 @@ mod tests {
             options: Writing::new().int("a", 1).int("a", 2).bytes(),
             ..plain.clone()
         };
-        let raw = twice.raw_where_json_fails().expect("JSON keeps one of two equal keys");
+        let raw = twice
+            .raw_where_json_fails()
+            .expect("JSON keeps one of two equal keys");
         let mut again = Metadata::parse(twice.json(None).as_bytes()).unwrap();
         again.take_raw(&raw).unwrap();
         assert_eq!(again, twice);
@@ -377,7 +438,10 @@ mod tests {
         let legacy = br#"{"options":{"viewOn":"a","pipeline":[]},"indexes":[{"v":1,"key":{"_id":1},"name":"_id_","ns":"d.c"}]}"#;
         let read = Metadata::parse(legacy).unwrap();
         assert_eq!((read.kind, read.name), (Kind::View, None));
-        assert_eq!(bson::find(&read.indexes[0], b"v").and_then(|e| e.integer()), Some(1));
+        assert_eq!(
+            bson::find(&read.indexes[0], b"v").and_then(|e| e.integer()),
+            Some(1)
+        );
         assert_eq!(Metadata::parse(b"").unwrap().indexes.len(), 0);
         assert!(Metadata::parse(b"{").is_err());
     }

@@ -21,6 +21,8 @@ const LOG: &str = "oplog.rs";
 const GATHERED_BYTES: usize = 8 << 20;
 /// Operations of transactions that are not committed yet.
 const PENDING_MAX_BYTES: usize = 64 << 20;
+/// Entries of a log that others copied, which are held until all documents are written.
+const COPIED_MAX_BYTES: usize = 256 << 20;
 /// Above this a body is reserved before it is held.
 const UNRESERVED_BYTES: usize = 4 << 20;
 
@@ -40,7 +42,9 @@ pub async fn start(connection: &Connection) -> Result<Option<u64>, Failure> {
     let Some(newest) = newest(connection).await? else {
         return Ok(None);
     };
-    let states = Writing::new().value(kind::ARRAY, b"$in", &texts(&["prepared", "inProgress"])).bytes();
+    let states = Writing::new()
+        .value(kind::ARRAY, b"$in", &texts(&["prepared", "inProgress"]))
+        .bytes();
     let open = Writing::new()
         .text("find", "transactions")
         .document("filter", &Writing::new().document("state", &states).bytes());
@@ -61,7 +65,9 @@ fn texts(texts: &[&str]) -> Vec<u8> {
     texts
         .iter()
         .enumerate()
-        .fold(Writing::new(), |array, (n, text)| array.text(&n.to_string(), text))
+        .fold(Writing::new(), |array, (n, text)| {
+            array.text(&n.to_string(), text)
+        })
         .bytes()
 }
 
@@ -99,11 +105,20 @@ pub struct Copying<'a> {
 
 impl<'a> Copying<'a> {
     /// `units` by namespace.
-    pub fn new(start: u64, units: &'a HashMap<String, (String, String)>, collections: &[Collection]) -> Self {
+    pub fn new(
+        start: u64,
+        units: &'a HashMap<String, (String, String)>,
+        collections: &[Collection],
+    ) -> Self {
         let paths = collections
             .iter()
             .filter(|c| c.kind != Kind::View)
-            .map(|c| (format!("{}.{}", c.database, c.data_name()), log_path(&c.database, &c.data_name())))
+            .map(|c| {
+                (
+                    format!("{}.{}", c.database, c.data_name()),
+                    log_path(&c.database, &c.data_name()),
+                )
+            })
             .collect();
         Self {
             copied: Copied {
@@ -119,13 +134,21 @@ impl<'a> Copying<'a> {
     }
 
     /// Everything from the start to now.
-    pub async fn run(&mut self, cx: &Context, connection: &Connection, writing: &mut Lined<'_>) -> Result<()> {
+    pub async fn run(
+        &mut self,
+        cx: &Context,
+        connection: &Connection,
+        writing: &mut Lined<'_>,
+    ) -> Result<()> {
         let start = self.copied.from;
         let Some(end) = newest(connection).await? else {
             return Err(rolled_over());
         };
         self.copied.to = end;
-        let between = Writing::new().timestamp("$gte", start).timestamp("$lte", end).bytes();
+        let between = Writing::new()
+            .timestamp("$gte", start)
+            .timestamp("$lte", end)
+            .bytes();
         let command = Writing::new()
             .text("find", LOG)
             .document("filter", &Writing::new().document("ts", &between).bytes())
@@ -135,7 +158,9 @@ impl<'a> Copying<'a> {
         while let Some(batch) = connection.next(&mut cursor).await? {
             cx.check_cancelled()?;
             for entry in documents_of(&batch)? {
-                if std::mem::take(&mut first) && bson::find(entry, b"ts").and_then(|ts| ts.timestamp()) != Some(start) {
+                if std::mem::take(&mut first)
+                    && bson::find(entry, b"ts").and_then(|ts| ts.timestamp()) != Some(start)
+                {
                     return Err(rolled_over());
                 }
                 self.sorting.take(entry, |ns| self.units.contains_key(ns))?;
@@ -177,7 +202,9 @@ impl<'a> Copying<'a> {
                 None
             };
             self.copied.entries += gathered.entries;
-            writing.more(unit, path, gathered.bytes, gathered.entries).await?;
+            writing
+                .more(unit, path, gathered.bytes, gathered.entries)
+                .await?;
         }
         Ok(())
     }
@@ -200,7 +227,8 @@ struct Gathered {
 }
 
 /// Entries by collection, transactions when they are committed.
-struct Sorting {
+#[derive(Default)]
+pub struct Sorting {
     start: u64,
     gathered: BTreeMap<String, Gathered>,
     bytes: usize,
@@ -208,6 +236,69 @@ struct Sorting {
     pending_bytes: usize,
     /// Operations that nobody here knows, by collection.
     unknown: BTreeMap<String, String>,
+    /// Commands on collections, and on whole databases.
+    commands: BTreeMap<String, String>,
+}
+
+/// Commands that say nothing of documents or options.
+const HARMLESS: [&str; 8] = [
+    "createIndexes",
+    "commitIndexBuild",
+    "startIndexBuild",
+    "abortIndexBuild",
+    "dropIndexes",
+    "deleteIndexes",
+    "create",
+    "collMod",
+];
+
+impl Sorting {
+    /// Takes an entry of a log that others copied: all of it counts.
+    pub fn take_all(&mut self, entry: &[u8]) -> Result<()> {
+        self.take(entry, |_| true)?;
+        if self.bytes > COPIED_MAX_BYTES {
+            return Err(unsupported(
+                "the dump's log has more than 256 MiB of entries",
+            ));
+        }
+        let command = bson::inner(entry, "o").filter(|_| bson::text(entry, "op") == Some("c"));
+        let first = command.and_then(|o| bson::elements(o).next()?.ok());
+        if let (Some(first), Some(ns)) = (first, bson::text(entry, "ns")) {
+            let verb = String::from_utf8_lossy(first.name).into_owned();
+            let database = ns.split('.').next().unwrap_or_default();
+            let ns = first.text().map_or_else(
+                || database.to_owned(),
+                |name| match verb.as_str() {
+                    "renameCollection" => name.to_owned(),
+                    _ => format!("{database}.{name}"),
+                },
+            );
+            if !HARMLESS.contains(&verb.as_str())
+                && !verb.ends_with("Transaction")
+                && verb != "applyOps"
+            {
+                self.commands.insert(ns, verb);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a collection's entries cannot be taken.
+    pub fn not_replayed(&self, ns: &str) -> Option<String> {
+        let database = ns.split('.').next().unwrap_or_default();
+        let command = self
+            .commands
+            .get(ns)
+            .or_else(|| self.commands.get(database));
+        command
+            .map(|verb| format!("the dump's log has a `{verb}` on it, which is not replayed"))
+            .or_else(|| self.unknown.get(ns).cloned())
+    }
+
+    /// The entries of a collection, in their order.
+    pub fn entries_of(&mut self, ns: &str) -> Vec<u8> {
+        self.gathered.remove(ns).unwrap_or_default().bytes
+    }
 }
 
 impl Sorting {
@@ -219,12 +310,15 @@ impl Sorting {
             pending: HashMap::new(),
             pending_bytes: 0,
             unknown: BTreeMap::new(),
+            commands: BTreeMap::new(),
         }
     }
 
     fn take(&mut self, entry: &[u8], is_wanted: impl Fn(&str) -> bool) -> Result<()> {
         let damaged = || Error::corrupt("an entry of the server's log cannot be read");
-        let at = bson::find(entry, b"ts").and_then(|ts| ts.timestamp()).ok_or_else(damaged)?;
+        let at = bson::find(entry, b"ts")
+            .and_then(|ts| ts.timestamp())
+            .ok_or_else(damaged)?;
         let op = bson::text(entry, "op").ok_or_else(damaged)?;
         if op == "c" {
             let command = bson::inner(entry, "o").ok_or_else(damaged)?;
@@ -237,7 +331,13 @@ impl Sorting {
         Ok(())
     }
 
-    fn command(&mut self, entry: &[u8], command: &[u8], at: u64, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
+    fn command(
+        &mut self,
+        entry: &[u8],
+        command: &[u8],
+        at: u64,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let transaction = transaction_of(entry);
         if let Some(operations) = bson::inner(command, "applyOps") {
             let operations = bson::documents_of(operations).map(<[u8]>::to_vec);
@@ -249,8 +349,10 @@ impl Sorting {
                     waiting.push(operation);
                 }
                 if self.pending_bytes > PENDING_MAX_BYTES {
-                    return Err(unsupported("transactions of more than 64 MiB are open while the collections are read")
-                        .hint("back up at a quieter time"));
+                    return Err(unsupported(
+                        "transactions of more than 64 MiB are open while the collections are read",
+                    )
+                    .hint("back up at a quieter time"));
                 }
                 return Ok(());
             }
@@ -280,7 +382,13 @@ impl Sorting {
     }
 
     /// `whole`: it has a time of its own.
-    fn operation(&mut self, operation: &[u8], at: u64, whole: bool, is_wanted: &impl Fn(&str) -> bool) {
+    fn operation(
+        &mut self,
+        operation: &[u8],
+        at: u64,
+        whole: bool,
+        is_wanted: &impl Fn(&str) -> bool,
+    ) {
         let Some(ns) = bson::text(operation, "ns").filter(|ns| is_wanted(ns)) else {
             return;
         };
@@ -289,7 +397,10 @@ impl Sorting {
             // Nothing, and what concerns indexes alone.
             Some("n" | "ci" | "cu" | "cd" | "km") => return,
             other => {
-                let why = format!("the server's log has an operation `{}` on it that is not known", other.unwrap_or("?"));
+                let why = format!(
+                    "the server's log has an operation `{}` on it that is not known",
+                    other.unwrap_or("?")
+                );
                 self.unknown.entry(ns.to_owned()).or_insert(why);
                 return;
             }
@@ -328,11 +439,19 @@ mod tests {
 
     fn operation(op: &str, ns: &str, n: i32) -> Vec<u8> {
         let document = Writing::new().int("_id", n).bytes();
-        Writing::new().text("op", op).text("ns", ns).document("o", &document).bytes()
+        Writing::new()
+            .text("op", op)
+            .text("ns", ns)
+            .document("o", &document)
+            .bytes()
     }
 
     fn entry(at: u64, op: &str, ns: &str, o: &[u8], transaction: Option<i64>) -> Vec<u8> {
-        let entry = Writing::new().timestamp("ts", at).text("op", op).text("ns", ns).document("o", o);
+        let entry = Writing::new()
+            .timestamp("ts", at)
+            .text("op", op)
+            .text("ns", ns)
+            .document("o", o);
         match transaction {
             Some(n) => entry.long("txnNumber", n).bytes(),
             None => entry.bytes(),
@@ -355,7 +474,10 @@ mod tests {
             .map(|entry| {
                 let entry = entry.unwrap();
                 let id = bson::find(bson::inner(entry, "o").unwrap(), b"_id").unwrap();
-                (bson::find(entry, b"ts").unwrap().timestamp().unwrap(), id.integer().unwrap())
+                (
+                    bson::find(entry, b"ts").unwrap().timestamp().unwrap(),
+                    id.integer().unwrap(),
+                )
             })
             .collect()
     }
@@ -368,18 +490,60 @@ mod tests {
             // Seen in the data already.
             entry(10, "i", "a.x", &document, None),
             // Begun before the start, committed after.
-            entry(9, "c", "admin.$cmd", &apply(&[operation("i", "a.x", 1)], Some("partialTxn")), Some(7)),
+            entry(
+                9,
+                "c",
+                "admin.$cmd",
+                &apply(&[operation("i", "a.x", 1)], Some("partialTxn")),
+                Some(7),
+            ),
             entry(11, "i", "a.x", &Writing::new().int("_id", 2).bytes(), None),
             // Prepared, and aborted.
-            entry(12, "c", "admin.$cmd", &apply(&[operation("i", "a.x", 3)], Some("prepare")), Some(8)),
-            entry(13, "c", "admin.$cmd", &Writing::new().int("abortTransaction", 1).bytes(), Some(8)),
+            entry(
+                12,
+                "c",
+                "admin.$cmd",
+                &apply(&[operation("i", "a.x", 3)], Some("prepare")),
+                Some(8),
+            ),
+            entry(
+                13,
+                "c",
+                "admin.$cmd",
+                &Writing::new().int("abortTransaction", 1).bytes(),
+                Some(8),
+            ),
             // Prepared, and committed.
-            entry(14, "c", "admin.$cmd", &apply(&[operation("i", "a.y", 4)], Some("prepare")), Some(9)),
-            entry(15, "c", "admin.$cmd", &Writing::new().int("commitTransaction", 1).bytes(), Some(9)),
+            entry(
+                14,
+                "c",
+                "admin.$cmd",
+                &apply(&[operation("i", "a.y", 4)], Some("prepare")),
+                Some(9),
+            ),
+            entry(
+                15,
+                "c",
+                "admin.$cmd",
+                &Writing::new().int("commitTransaction", 1).bytes(),
+                Some(9),
+            ),
             // The end of the first one.
-            entry(16, "c", "admin.$cmd", &apply(&[operation("d", "a.x", 2)], None), Some(7)),
+            entry(
+                16,
+                "c",
+                "admin.$cmd",
+                &apply(&[operation("d", "a.x", 2)], None),
+                Some(7),
+            ),
             // Committed before the start: in the data.
-            entry(10, "c", "admin.$cmd", &apply(&[operation("i", "a.x", 5)], None), Some(10)),
+            entry(
+                10,
+                "c",
+                "admin.$cmd",
+                &apply(&[operation("i", "a.x", 5)], None),
+                Some(10),
+            ),
             // Of somebody else; of nobody.
             entry(17, "i", "b.z", &document, None),
             entry(18, "n", "a.x", &document, None),
@@ -391,7 +555,9 @@ mod tests {
         assert_eq!(ids(&sorting, "a.y"), [(15, 4)]);
         assert_eq!(ids(&sorting, "b.z"), []);
         assert_eq!((sorting.pending.len(), sorting.pending_bytes), (0, 0));
-        sorting.take(&entry(19, "xx", "a.x", &document, None), |_| true).unwrap();
+        sorting
+            .take(&entry(19, "xx", "a.x", &document, None), |_| true)
+            .unwrap();
         assert!(sorting.unknown["a.x"].contains("`xx`"));
     }
 }

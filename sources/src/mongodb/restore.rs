@@ -1,5 +1,7 @@
 //! Putting databases back: collections with their options, documents over many connections, what the log adds, then indexes, views, users.
 
+mod archive_file;
+pub mod foreign;
 mod indexes;
 pub mod insert;
 mod users;
@@ -38,7 +40,12 @@ const DROPPED_OPTIONS: [&[u8]; 2] = [b"autoIndexId", b"recordIdsReplicated"];
 type Unit = (String, String);
 
 /// Restores what is selected.
-pub async fn restore(source: &Mongodb, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
+pub async fn restore(
+    source: &Mongodb,
+    cx: &Context,
+    input: Input,
+    how: &RestoreOptions,
+) -> Result<Tally> {
     let connection = source.access.connect(cx).await?;
     if how.forget_unfinished {
         mark::forget(&connection).await?;
@@ -105,9 +112,28 @@ struct Made {
     options: Vec<u8>,
 }
 
+/// Which collection, and why it was refused.
+type Created = Result<(Unit, Option<String>)>;
+
+/// Collections that are being made, and what stood in their databases before.
+#[derive(Default)]
+struct Making {
+    there: HashMap<String, BTreeMap<String, Collection>>,
+    tasks: JoinSet<Created>,
+}
+
+/// How much of a collection's documents was written.
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    /// A member, of so many bytes.
+    Member(u64),
+    /// A part of a larger file.
+    Part(u64),
+}
+
 /// What a task did.
 enum Done {
-    Documents(Unit, Inserted, u64),
+    Documents(Unit, Inserted, Written),
     Indexes(Unit, Vec<String>),
 }
 
@@ -136,7 +162,10 @@ impl<'a> Restoring<'a> {
             broken: BTreeSet::new(),
             mark: mark::Where::OwnDatabase,
             made: BTreeMap::new(),
-            waits: input.units(Stage::Data).map(|c| (unit(c), c.rows)).collect(),
+            waits: input
+                .units(Stage::Data)
+                .map(|c| (unit(c), c.rows))
+                .collect(),
             logged: input.units(Stage::Finish).map(unit).collect(),
             counts: BTreeMap::new(),
             tally: Tally::default(),
@@ -144,27 +173,43 @@ impl<'a> Restoring<'a> {
     }
 
     async fn run(&mut self, mut input: Input) -> Result<()> {
-        self.refuse_targets()?;
-        self.refuse_existing().await?;
-        let mine = Unfinished {
-            id: self.how.id.clone(),
-            archive: self.how.archive.clone(),
-            selected: self.how.selected.iter().map(|s| self.in_target(s)).collect(),
-        };
-        self.mark = mark::begin(&self.connection, &mine, &mark::databases(&mine.selected)).await?;
-        if self.existing == Existing::Replace {
-            self.make_way().await?;
-        }
+        let mine = self.begin().await?;
         self.schema(&mut input).await?;
         self.documents(&mut input).await?;
         // Nothing of this source is Large, but the stages are read in order.
         let large = input.stage(Stage::Large).await?;
         while large.next().await?.is_some() {}
         self.finish(&mut input).await?;
+        self.end(&mine).await
+    }
+
+    /// Refuses what must not be, sets the mark, and makes way.
+    async fn begin(&mut self) -> Result<Unfinished> {
+        self.refuse_targets()?;
+        self.refuse_existing().await?;
+        let mine = Unfinished {
+            id: self.how.id.clone(),
+            archive: self.how.archive.clone(),
+            selected: self
+                .how
+                .selected
+                .iter()
+                .map(|s| self.in_target(s))
+                .collect(),
+        };
+        self.mark = mark::begin(&self.connection, &mine, &mark::databases(&mine.selected)).await?;
+        if self.existing == Existing::Replace {
+            self.make_way().await?;
+        }
+        Ok(mine)
+    }
+
+    /// What comes after all documents; then the mark goes.
+    async fn end(&mut self, mine: &Unfinished) -> Result<()> {
         self.views().await?;
         self.expiring_indexes().await?;
         let left: Vec<_> = self.broken.iter().map(|unit| self.left(unit)).collect();
-        mark::finish(&self.connection, &mine, left, &self.mark).await?;
+        mark::finish(&self.connection, mine, left, &self.mark).await?;
         self.tally.units = self.take_counts();
         Ok(())
     }
@@ -183,12 +228,18 @@ impl<'a> Restoring<'a> {
             .collect()
     }
 
+    /// One member more.
     fn count(&mut self, unit: &Unit, stage: Stage, rows: u64, bytes: u64) {
+        self.count_rows(unit, stage, rows, bytes);
+        let key = (unit.0.clone(), unit.1.clone(), stage);
+        self.counts.entry(key).or_default().members += 1;
+    }
+
+    fn count_rows(&mut self, unit: &Unit, stage: Stage, rows: u64, bytes: u64) {
         let count = self
             .counts
             .entry((unit.0.clone(), unit.1.clone(), stage))
             .or_default();
-        count.members += 1;
         count.rows += rows;
         count.bytes += bytes;
     }
@@ -235,8 +286,10 @@ impl<'a> Restoring<'a> {
         for selected in self.how.selected.iter().filter(|s| s.group != SERVER_GROUP) {
             let database = self.database(&selected.group);
             if matches!(database.as_str(), "local" | "config") || database == mark::NAME {
-                return Err(conflict(format!("`{database}` belongs to the server itself"))
-                    .hint("give --into another name, or leave it out with --exclude"));
+                return Err(
+                    conflict(format!("`{database}` belongs to the server itself"))
+                        .hint("give --into another name, or leave it out with --exclude"),
+                );
             }
             // Names that differ in case alone are one database to the server.
             match targets.insert(database.to_lowercase(), &selected.group) {
@@ -255,7 +308,8 @@ impl<'a> Restoring<'a> {
 
     /// What stands in a target database, by unit name.
     async fn there(&self, database: &str) -> Result<BTreeMap<String, Collection>> {
-        let (found, _) = catalogue::collections(&self.connection, database, &Filter::default()).await?;
+        let (found, _) =
+            catalogue::collections(&self.connection, database, &Filter::default()).await?;
         Ok(found.into_iter().map(|c| (part(&c.name), c)).collect())
     }
 
@@ -294,7 +348,11 @@ impl<'a> Restoring<'a> {
                     ));
                 }
                 if there.capped || there.kind == Kind::TimeSeries {
-                    let what = if there.capped { "capped" } else { "a time series" };
+                    let what = if there.capped {
+                        "capped"
+                    } else {
+                        "a time series"
+                    };
                     return Err(conflict(format!(
                         "`{}` is {what}: documents in it cannot be replaced one by one",
                         there.full()
@@ -324,7 +382,11 @@ impl<'a> Restoring<'a> {
                     goes.push(there);
                 }
             }
-            if units.is_none() && kept == 0 && self.mark == mark::Where::OwnDatabase && database != "admin" {
+            if units.is_none()
+                && kept == 0
+                && self.mark == mark::Where::OwnDatabase
+                && database != "admin"
+            {
                 self.connection
                     .run(&database, Writing::new().int("dropDatabase", 1))
                     .await
@@ -343,7 +405,9 @@ impl<'a> Restoring<'a> {
         match self.connection.run(&collection.database, command).await {
             Ok(_) => Ok(()),
             Err(failure) if failure.code == Some(code::NAMESPACE_NOT_FOUND) => Ok(()),
-            Err(failure) => Err(failure.error.within(format!("dropping `{}`", collection.full()))),
+            Err(failure) => Err(failure
+                .error
+                .within(format!("dropping `{}`", collection.full()))),
         }
     }
 
@@ -351,8 +415,7 @@ impl<'a> Restoring<'a> {
     async fn schema(&mut self, input: &mut Input) -> Result<()> {
         let members = input.stage(Stage::Schema).await?;
         let mut raw: HashMap<Unit, Vec<u8>> = HashMap::new();
-        let mut there: HashMap<String, BTreeMap<String, Collection>> = HashMap::new();
-        let mut tasks: JoinSet<Result<(Unit, Option<String>)>> = JoinSet::new();
+        let mut making = Making::default();
         while let Some(member) = members.next().await? {
             self.cx.check_cancelled()?;
             let (unit, path) = (member.unit.clone(), member.path.to_string());
@@ -365,50 +428,75 @@ impl<'a> Restoring<'a> {
             if !path.ends_with(".metadata.json") {
                 continue;
             }
-            let database = self.database(&unit.0);
             let within = |e: Error| e.within(format!("`{path}`"));
             let mut metadata = Metadata::parse(&body).map_err(within)?;
             if let Some(raw) = raw.remove(&unit) {
                 metadata.take_raw(&raw).map_err(within)?;
             }
             let name = name_of(&unit.1);
-            if self.existing == Existing::Merge && !there.contains_key(&database) {
-                there.insert(database.clone(), self.there(&database).await?);
-            }
-            let old = there.get(&database).and_then(|all| all.get(&unit.1));
-            let made = Made {
-                data_name: name.clone(),
-                capped: bson::find(&metadata.options, b"capped").is_some_and(|flag| flag.truthy()),
-                kind: metadata.kind,
-                raw: false,
-                indexes: metadata.indexes,
-                options: metadata.options,
-                database,
-                name,
-            };
-            if let Some(old) = old {
-                if old.options != made.options || old.kind != made.kind {
-                    self.tally.warnings.push(format!(
-                        "`{}` has other options than in the archive; they stay as they are",
-                        old.full()
-                    ));
-                }
-            } else if made.kind != Kind::View {
-                while tasks.len() >= self.parallel {
-                    self.created(tasks.join_next().await)?;
-                }
-                let (connection, unit, made) = (self.connection.clone(), unit.clone(), made.clone());
-                tasks.spawn(async move { create(&connection, &made).await.map(|refused| (unit, refused)) });
-            }
-            self.made.insert(unit, made);
+            self.make(&mut making, unit, name, metadata).await?;
         }
-        while !tasks.is_empty() {
-            self.created(tasks.join_next().await)?;
+        self.all_made(making).await
+    }
+
+    /// Makes a collection, beside others; a view waits.
+    async fn make(
+        &mut self,
+        making: &mut Making,
+        unit: Unit,
+        name: String,
+        metadata: Metadata,
+    ) -> Result<()> {
+        let database = self.database(&unit.0);
+        if self.existing == Existing::Merge && !making.there.contains_key(&database) {
+            making
+                .there
+                .insert(database.clone(), self.there(&database).await?);
+        }
+        let old = making
+            .there
+            .get(&database)
+            .and_then(|all| all.get(&part(&name)));
+        let made = Made {
+            data_name: name.clone(),
+            capped: bson::find(&metadata.options, b"capped").is_some_and(|flag| flag.truthy()),
+            kind: metadata.kind,
+            raw: false,
+            indexes: metadata.indexes,
+            options: metadata.options,
+            database,
+            name,
+        };
+        if let Some(old) = old {
+            if old.options != made.options || old.kind != made.kind {
+                self.tally.warnings.push(format!(
+                    "`{}` has other options than in the archive; they stay as they are",
+                    old.full()
+                ));
+            }
+        } else if made.kind != Kind::View {
+            while making.tasks.len() >= self.parallel {
+                self.created(making.tasks.join_next().await)?;
+            }
+            let (connection, unit, made) = (self.connection.clone(), unit.clone(), made.clone());
+            making.tasks.spawn(async move {
+                create(&connection, &made)
+                    .await
+                    .map(|refused| (unit, refused))
+            });
+        }
+        self.made.insert(unit, made);
+        Ok(())
+    }
+
+    async fn all_made(&mut self, mut making: Making) -> Result<()> {
+        while !making.tasks.is_empty() {
+            self.created(making.tasks.join_next().await)?;
         }
         self.find_buckets().await
     }
 
-    fn created(&mut self, ended: Option<Result<Result<(Unit, Option<String>)>, tokio::task::JoinError>>) -> Result<()> {
+    fn created(&mut self, ended: Option<Result<Created, tokio::task::JoinError>>) -> Result<()> {
         let Some(ended) = ended else { return Ok(()) };
         let (unit, refused) = ended.map_err(|e| bug(format!("a task ended: {e}")))??;
         if let Some(why) = refused {
@@ -455,7 +543,12 @@ impl<'a> Restoring<'a> {
     async fn documents(&mut self, input: &mut Input) -> Result<()> {
         let members = input.stage(Stage::Data).await?;
         let mut tasks: JoinSet<Result<Done>> = JoinSet::new();
-        let empty: Vec<Unit> = self.made.keys().filter(|unit| !self.waits.contains_key(*unit)).cloned().collect();
+        let empty: Vec<Unit> = self
+            .made
+            .keys()
+            .filter(|unit| !self.waits.contains_key(*unit))
+            .cloned()
+            .collect();
         for unit in empty {
             self.build_indexes(&unit, &mut tasks);
         }
@@ -467,7 +560,10 @@ impl<'a> Restoring<'a> {
             let unit = member.unit.clone();
             let body = body_of(member).await?;
             let Some(made) = self.made.get(&unit) else {
-                return Err(Error::corrupt(format!("`{}/{}` has documents and no definition", unit.0, unit.1)));
+                return Err(Error::corrupt(format!(
+                    "`{}/{}` has documents and no definition",
+                    unit.0, unit.1
+                )));
             };
             if self.broken.contains(&unit) {
                 continue;
@@ -476,15 +572,33 @@ impl<'a> Restoring<'a> {
             if target.ordered {
                 // Its documents come in their order, so this one waits for itself alone.
                 let bytes = body.len() as u64;
-                let inserted = target.insert_all(&body).await.map_err(|e| within(&target, e))?;
-                self.done(Ok(Ok(Done::Documents(unit, inserted, bytes))), &mut tasks)?;
+                let inserted = target
+                    .insert_all(&body)
+                    .await
+                    .map_err(|e| within(&target, e))?;
+                self.done(
+                    Ok(Ok(Done::Documents(unit, inserted, Written::Member(bytes)))),
+                    &mut tasks,
+                )?;
                 continue;
             }
-            let permit = self.permits.clone().acquire_owned().await.map_err(|e| bug(e.to_string()))?;
+            let permit = self
+                .permits
+                .clone()
+                .acquire_owned()
+                .await
+                .map_err(|e| bug(e.to_string()))?;
             tasks.spawn(async move {
-                let inserted = target.insert_all(&body).await.map_err(|e| within(&target, e))?;
+                let inserted = target
+                    .insert_all(&body)
+                    .await
+                    .map_err(|e| within(&target, e))?;
                 drop(permit);
-                Ok(Done::Documents(unit, inserted, body.len() as u64))
+                Ok(Done::Documents(
+                    unit,
+                    inserted,
+                    Written::Member(body.len() as u64),
+                ))
             });
         }
         while let Some(done) = tasks.join_next().await {
@@ -493,14 +607,31 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    fn done(&mut self, done: Result<Result<Done>, tokio::task::JoinError>, tasks: &mut JoinSet<Result<Done>>) -> Result<()> {
+    fn done(
+        &mut self,
+        done: Result<Result<Done>, tokio::task::JoinError>,
+        tasks: &mut JoinSet<Result<Done>>,
+    ) -> Result<()> {
         match done.map_err(|e| bug(format!("a task ended: {e}")))?? {
-            Done::Documents(unit, inserted, bytes) => {
-                self.count(&unit, Stage::Data, inserted.documents, bytes);
+            Done::Documents(unit, inserted, written) => {
+                match written {
+                    Written::Member(bytes) => {
+                        self.count(&unit, Stage::Data, inserted.documents, bytes)
+                    }
+                    Written::Part(bytes) => {
+                        self.count_rows(&unit, Stage::Data, inserted.documents, bytes)
+                    }
+                }
                 if inserted.rejected > 0 {
                     let name = format!("{}.{}", self.database(&unit.0), name_of(&unit.1));
                     let named = inserted.why.join("; ");
-                    self.fail(&unit, format!("`{name}`: {} documents were refused: {named}", inserted.rejected));
+                    self.fail(
+                        &unit,
+                        format!(
+                            "`{name}`: {} documents were refused: {named}",
+                            inserted.rejected
+                        ),
+                    );
                 }
                 let full = self.waits.get_mut(&unit).is_some_and(|waits| {
                     *waits = waits.saturating_sub(inserted.documents + inserted.rejected);
@@ -531,8 +662,12 @@ impl<'a> Restoring<'a> {
         let (connection, unit, made) = (self.connection.clone(), unit.clone(), made.clone());
         let permits = self.permits.clone();
         tasks.spawn(async move {
-            let _permit = permits.acquire_owned().await.map_err(|e| bug(e.to_string()))?;
-            let refused = indexes::build(&connection, &made.database, &made.name, &specifications).await?;
+            let _permit = permits
+                .acquire_owned()
+                .await
+                .map_err(|e| bug(e.to_string()))?;
+            let refused =
+                indexes::build(&connection, &made.database, &made.name, &specifications).await?;
             Ok(Done::Indexes(unit, refused))
         });
     }
@@ -547,8 +682,15 @@ impl<'a> Restoring<'a> {
             let (unit, path) = (member.unit.clone(), member.path.to_string());
             let body = body_of(member).await?;
             if unit.0 == SERVER_GROUP {
-                let documents = bson::documents(&body).map(|d| d.map(<[u8]>::to_vec)).collect::<Result<Vec<_>>>()?;
-                self.count(&unit, Stage::Finish, documents.len() as u64, body.len() as u64);
+                let documents = bson::documents(&body)
+                    .map(|d| d.map(<[u8]>::to_vec))
+                    .collect::<Result<Vec<_>>>()?;
+                self.count(
+                    &unit,
+                    Stage::Finish,
+                    documents.len() as u64,
+                    body.len() as u64,
+                );
                 match path.as_str() {
                     "admin/system.users.bson" => users = documents,
                     "admin/system.roles.bson" => roles = documents,
@@ -562,11 +704,16 @@ impl<'a> Restoring<'a> {
             }
             if !replays.contains_key(&unit) {
                 let Some(made) = self.made.get(&unit) else {
-                    return Err(Error::corrupt(format!("`{}/{}` has a log and no definition", unit.0, unit.1)));
+                    return Err(Error::corrupt(format!(
+                        "`{}/{}` has a log and no definition",
+                        unit.0, unit.1
+                    )));
                 };
                 replays.insert(unit.clone(), Replay::new(self.target(made)));
             }
-            let Some(replay) = replays.get_mut(&unit) else { continue };
+            let Some(replay) = replays.get_mut(&unit) else {
+                continue;
+            };
             let before = replay.entries;
             let taken = replay.take(&body).await;
             let rows = replay.entries - before;
@@ -582,6 +729,12 @@ impl<'a> Restoring<'a> {
                 self.replay_failed(&unit, error)?;
             }
         }
+        self.indexes_of_the_logged().await?;
+        self.users(&users, &roles).await
+    }
+
+    /// Indexes that waited for what the log still changes.
+    async fn indexes_of_the_logged(&mut self) -> Result<()> {
         let waiting: Vec<Unit> = self.logged.drain().collect();
         let mut tasks = JoinSet::new();
         for unit in waiting {
@@ -590,7 +743,7 @@ impl<'a> Restoring<'a> {
         while let Some(done) = tasks.join_next().await {
             self.done(done, &mut tasks)?;
         }
-        self.users(&users, &roles).await
+        Ok(())
     }
 
     fn replay_failed(&mut self, unit: &Unit, error: Error) -> Result<()> {
@@ -625,7 +778,9 @@ impl<'a> Restoring<'a> {
             self.cx.check_cancelled()?;
             match create(&self.connection, &view).await? {
                 None => {}
-                Some(_) if self.existing == Existing::Merge => self.replace_view(&unit, &view).await?,
+                Some(_) if self.existing == Existing::Merge => {
+                    self.replace_view(&unit, &view).await?
+                }
                 Some(why) => self.fail(&unit, why),
             }
         }
@@ -658,7 +813,14 @@ impl<'a> Restoring<'a> {
             .filter(|(_, _, specifications)| !specifications.is_empty())
             .collect();
         for (unit, made, specifications) in expiring {
-            for why in indexes::build(&self.connection, &made.database, &made.name, &specifications).await? {
+            for why in indexes::build(
+                &self.connection,
+                &made.database,
+                &made.name,
+                &specifications,
+            )
+            .await?
+            {
                 self.fail(&unit, why);
             }
         }
@@ -686,7 +848,10 @@ async fn create(connection: &Connection, made: &Made) -> Result<Option<String>> 
 }
 
 fn within(target: &Target, error: Error) -> Error {
-    error.within(format!("writing into `{}.{}`", target.database, target.collection))
+    error.within(format!(
+        "writing into `{}.{}`",
+        target.database, target.collection
+    ))
 }
 
 /// The bytes of a member. Only a giant makes one over 16 MiB.
@@ -702,4 +867,3 @@ async fn body_of(member: Member) -> Result<Vec<u8>> {
         }
     }
 }
-

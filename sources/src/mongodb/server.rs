@@ -35,13 +35,21 @@ pub struct Server {
 impl Server {
     /// Asks.
     pub async fn ask(connection: &Connection) -> Result<Self> {
-        let hello = match connection.run("admin", Writing::new().int("hello", 1)).await {
+        let hello = match connection
+            .run("admin", Writing::new().int("hello", 1))
+            .await
+        {
             Err(failure) if failure.is_unknown_command() => {
-                connection.run("admin", Writing::new().int("isMaster", 1)).await?
+                connection
+                    .run("admin", Writing::new().int("isMaster", 1))
+                    .await?
             }
             other => other?,
         };
-        let build = match connection.run("admin", Writing::new().int("buildInfo", 1)).await {
+        let build = match connection
+            .run("admin", Writing::new().int("buildInfo", 1))
+            .await
+        {
             Ok(build) => build,
             Err(failure) if failure.is_denied() || failure.is_unknown_command() => Document::new(),
             Err(failure) => return Err(failure.error),
@@ -57,7 +65,8 @@ impl Server {
             version,
             is_router: hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid"),
             max_document_bytes: number(&hello, "maxBsonObjectSize").unwrap_or(USUAL_DOCUMENT_BYTES),
-            max_batch_documents: number(&hello, "maxWriteBatchSize").unwrap_or(USUAL_BATCH_DOCUMENTS),
+            max_batch_documents: number(&hello, "maxWriteBatchSize")
+                .unwrap_or(USUAL_BATCH_DOCUMENTS),
             identity,
             operation_time: operation_time(&hello),
             set,
@@ -100,9 +109,10 @@ fn flavour(build: &Document) -> &'static str {
 
 /// Nothing that a server says is stable over restarts but the number of a collection that it made at its birth.
 async fn identity(connection: &Connection, set: Option<&str>) -> Result<String> {
-    let command = Writing::new()
-        .int("listCollections", 1)
-        .document("filter", &Writing::new().text("name", "system.version").bytes());
+    let command = Writing::new().int("listCollections", 1).document(
+        "filter",
+        &Writing::new().text("name", "system.version").bytes(),
+    );
     let born = match connection.run("admin", command).await {
         Ok(answer) => uuid_of_first(&answer),
         Err(Failure { code: Some(_), .. }) => None,
@@ -116,11 +126,19 @@ async fn identity(connection: &Connection, set: Option<&str>) -> Result<String> 
 }
 
 fn uuid_of_first(answer: &Document) -> Option<String> {
-    let batch = answer.get_document("cursor").ok()?.get_array("firstBatch").ok()?;
+    let batch = answer
+        .get_document("cursor")
+        .ok()?
+        .get_array("firstBatch")
+        .ok()?;
     let info = batch.first()?.as_document()?.get_document("info").ok()?;
     let Some(Bson::Binary(uuid)) = info.get("uuid") else {
         return None;
     };
-    (uuid.subtype == BinarySubtype::Uuid)
-        .then(|| uuid.bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    (uuid.subtype == BinarySubtype::Uuid).then(|| {
+        uuid.bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    })
 }

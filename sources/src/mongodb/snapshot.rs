@@ -7,7 +7,7 @@ use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::{self, Collection, Seen};
 use crate::mongodb::connection::{Connection, code};
 use crate::mongodb::metadata::Kind;
-use crate::mongodb::names::{file_name, part};
+use crate::mongodb::names::file_name;
 use crate::mongodb::restore::{SERVER_GROUP, USERS_UNIT};
 use crate::mongodb::server::Server;
 use crate::mongodb::{LAYOUT, Mongodb, Order, is_the_runs, mark, oplog};
@@ -36,7 +36,11 @@ const UUIDS_MAX_BYTES: usize = 32 << 10;
 pub const AUTH_COLLECTIONS: [&str; 3] = ["system.users", "system.roles", "system.version"];
 
 /// Fixes the point in time.
-pub async fn take(source: &Mongodb, cx: &Context, _how: &SnapshotOptions) -> Result<MongodbSnapshot> {
+pub async fn take(
+    source: &Mongodb,
+    cx: &Context,
+    _how: &SnapshotOptions,
+) -> Result<MongodbSnapshot> {
     let connection = source.access.connect(cx).await?;
     let server = Server::ask(&connection).await?;
     let marks = mark::read(&connection).await?;
@@ -47,11 +51,19 @@ pub async fn take(source: &Mongodb, cx: &Context, _how: &SnapshotOptions) -> Res
     warnings.extend(denied.iter().map(|database| {
         format!("the options of collections in `{database}` may not be read: they are lost")
     }));
-    let (point, more) = point::fix(&connection, &server, source.settings.consistency, &collections).await?;
+    let (point, more) = point::fix(
+        &connection,
+        &server,
+        source.settings.consistency,
+        &collections,
+    )
+    .await?;
     warnings.extend(more);
     tracing::info!(instance = %cx.instance, consistency = point.word(), collections = collections.len(), "snapshot");
     Ok(MongodbSnapshot {
-        at: point.position().map_or_else(|| cx.clock.now(), oplog::instant),
+        at: point
+            .position()
+            .map_or_else(|| cx.clock.now(), oplog::instant),
         source: Reading {
             connection,
             point,
@@ -142,7 +154,10 @@ impl Snapshot for MongodbSnapshot {
         let mut notes = vec![format!(
             "{}{}, consistency {}",
             self.server.name(),
-            self.server.set.as_ref().map_or_else(String::new, |set| format!(", replica set {set}")),
+            self.server
+                .set
+                .as_ref()
+                .map_or_else(String::new, |set| format!(", replica set {set}")),
             self.source.point.word()
         )];
         notes.push(format!(
@@ -163,7 +178,8 @@ impl Snapshot for MongodbSnapshot {
                 .into(),
         );
         if self.more_warnings > 0 {
-            self.warnings.push(format!("and {} more warnings", self.more_warnings));
+            self.warnings
+                .push(format!("and {} more warnings", self.more_warnings));
         }
         let facts = Facts {
             layout: LAYOUT,
@@ -204,7 +220,9 @@ impl MongodbSnapshot {
         let mut writing = Lined::begin(out, "schema").await?;
         writing.lane.unit(SERVER_GROUP, "");
         let prelude = json!({ "ServerVersion": self.server.version, "ToolVersion": "bk" });
-        writing.member("prelude.json".into(), prelude.to_string().into()).await?;
+        writing
+            .member("prelude.json".into(), prelude.to_string().into())
+            .await?;
         let collections = self.collections.clone();
         let connection = self.source.connection.clone();
         let mut found = futures::stream::iter(0..collections.len())
@@ -222,8 +240,12 @@ impl MongodbSnapshot {
             let indexes = match (refusal, indexes) {
                 (Some(refusal), _) => Err(refusal),
                 (None, Ok(indexes)) => Ok(indexes),
-                (None, Err(failure)) if failure.code == Some(code::NAMESPACE_NOT_FOUND) => Err(changed(collection)),
-                (None, Err(failure)) => Err(failure.error.within(format!("listing the indexes of `{}`", collection.full()))),
+                (None, Err(failure)) if failure.code == Some(code::NAMESPACE_NOT_FOUND) => {
+                    Err(changed(collection))
+                }
+                (None, Err(failure)) => Err(failure
+                    .error
+                    .within(format!("listing the indexes of `{}`", collection.full()))),
             };
             match indexes {
                 Ok(indexes) => {
@@ -233,7 +255,9 @@ impl MongodbSnapshot {
                     if let Some(raw) = metadata.raw_where_json_fails() {
                         writing.member(format!("{path}.metadata.raw"), raw).await?;
                     }
-                    writing.member(format!("{path}.metadata.json"), metadata.json(None).into()).await?;
+                    writing
+                        .member(format!("{path}.metadata.json"), metadata.json(None).into())
+                        .await?;
                 }
                 Err(error) if is_the_runs(&error) => return Err(error),
                 Err(error) => {
@@ -288,24 +312,36 @@ impl MongodbSnapshot {
         writing.expect(&unit).await?;
         let mut count = 0;
         for name in AUTH_COLLECTIONS {
-            let found = match self.source.connection.list("admin", Writing::new().text("find", name)).await {
+            let found = match self
+                .source
+                .connection
+                .list("admin", Writing::new().text("find", name))
+                .await
+            {
                 Ok(found) => found,
                 Err(failure) if failure.code.is_some() => {
-                    let why = failure.error.within("reading users and roles").hint(
-                        "grant the account the role `backup`, or set users = false",
-                    );
+                    let why = failure
+                        .error
+                        .within("reading users and roles")
+                        .hint("grant the account the role `backup`, or set users = false");
                     writing.fail(&unit, &why).await?;
                     break;
                 }
                 Err(failure) => return Err(failure.error),
             };
-            if name == "system.users" && found.iter().any(|user| bson::find(user, b"credentials").is_none()) {
+            if name == "system.users"
+                && found
+                    .iter()
+                    .any(|user| bson::find(user, b"credentials").is_none())
+            {
                 let name = self.server.name();
                 self.warn(format!("{name} shows users without their credentials: users are not restored from this archive"));
             }
             if !found.is_empty() {
                 count += found.len() as u64;
-                writing.member(format!("admin/{}.bson", file_name(name)), found.concat()).await?;
+                writing
+                    .member(format!("admin/{}.bson", file_name(name)), found.concat())
+                    .await?;
             }
         }
         writing.end(&unit, count).await
@@ -315,8 +351,13 @@ impl MongodbSnapshot {
     async fn compare(&mut self, cx: &Context, writing: &mut Lined<'_>) -> Result<()> {
         let mut now: BTreeMap<(String, String), Collection> = BTreeMap::new();
         for database in &self.databases {
-            let (found, _) = catalogue::collections(&self.source.connection, database, &self.filter).await?;
-            now.extend(found.into_iter().map(|c| ((c.database.clone(), c.name.clone()), c)));
+            let (found, _) =
+                catalogue::collections(&self.source.connection, database, &self.filter).await?;
+            now.extend(
+                found
+                    .into_iter()
+                    .map(|c| ((c.database.clone(), c.name.clone()), c)),
+            );
         }
         let collections = self.collections.clone();
         let connection = self.source.connection.clone();
@@ -328,7 +369,9 @@ impl MongodbSnapshot {
                 let same = there.is_some_and(|there| there.stamp == collection.stamp);
                 async move {
                     let indexes = if same {
-                        catalogue::indexes(&connection, &collections[n]).await.map(Some)
+                        catalogue::indexes(&connection, &collections[n])
+                            .await
+                            .map(Some)
                     } else {
                         Ok(None)
                     };
@@ -410,7 +453,13 @@ impl<'a> Lined<'a> {
     }
 
     /// A member of a unit that is open, with so many entries.
-    pub async fn more(&mut self, unit: &(String, String), path: String, body: Vec<u8>, entries: u64) -> Result<()> {
+    pub async fn more(
+        &mut self,
+        unit: &(String, String),
+        path: String,
+        body: Vec<u8>,
+        entries: u64,
+    ) -> Result<()> {
         self.open(unit).await?;
         *self.open.entry(unit.clone()).or_default() += entries;
         self.member(path, body).await
@@ -451,9 +500,4 @@ impl<'a> Lined<'a> {
 /// The path of a collection's part of the log.
 pub fn log_path(database: &str, collection: &str) -> String {
     format!("{database}/{}.oplog", file_name(collection))
-}
-
-/// A group's word.
-pub fn group(database: &str) -> String {
-    part(database)
 }

@@ -14,7 +14,10 @@ const EMPTY: &[u8] = &[5, 0, 0, 0, 0];
 /// Whether what an update's entry holds changes a document, and does not replace it.
 pub fn is_delta(o: &[u8]) -> bool {
     bson::find(o, b"$v").is_some()
-        || bson::elements(o).map_while(Result::ok).next().is_some_and(|first| first.name.starts_with(b"$"))
+        || bson::elements(o)
+            .map_while(Result::ok)
+            .next()
+            .is_some_and(|first| first.name.starts_with(b"$"))
 }
 
 /// The document afterwards.
@@ -53,8 +56,12 @@ pub fn apply(document: &[u8], o: &[u8]) -> Result<Vec<u8>> {
 /// As change streams describe it.
 fn described(document: &[u8], updated: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
     let mut out = document.to_vec();
-    for array in bson::inner(diff, "truncatedArrays").into_iter().flat_map(bson::documents_of) {
-        let length = bson::find(array, b"newSize").and_then(|size| usize::try_from(size.integer()?).ok());
+    for array in bson::inner(diff, "truncatedArrays")
+        .into_iter()
+        .flat_map(bson::documents_of)
+    {
+        let length =
+            bson::find(array, b"newSize").and_then(|size| usize::try_from(size.integer()?).ok());
         if let (Some(path), Some(length)) = (bson::text(array, "field"), length) {
             out = truncate(&out, path.as_bytes(), length)?;
         }
@@ -63,7 +70,10 @@ fn described(document: &[u8], updated: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
         let field = field?;
         out = set(&out, field.name, &field)?;
     }
-    for path in bson::inner(diff, "removedFields").into_iter().flat_map(bson::elements) {
+    for path in bson::inner(diff, "removedFields")
+        .into_iter()
+        .flat_map(bson::elements)
+    {
         out = unset(&out, path?.text().unwrap_or_default().as_bytes())?;
     }
     Ok(out)
@@ -75,7 +85,9 @@ fn truncate(container: &[u8], path: &[u8], length: usize) -> Result<Vec<u8>> {
     for field in bson::elements(container) {
         let field = field?;
         match (field.name == head, rest, field.document()) {
-            (true, Some(rest), Some(inner)) => out.push(field.kind, head, &truncate(inner, rest, length)?),
+            (true, Some(rest), Some(inner)) => {
+                out.push(field.kind, head, &truncate(inner, rest, length)?)
+            }
             (true, None, Some(inner)) if field.kind == kind::ARRAY => {
                 let mut items = Writing::new();
                 for item in bson::elements(inner).take(length) {
@@ -153,8 +165,9 @@ fn array(array: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
             b"a" => {}
             b"l" => length = part.integer().and_then(|n| usize::try_from(n).ok()),
             [letter @ (b'u' | b's'), place @ ..] => {
-                let place: Option<usize> =
-                    std::str::from_utf8(place).ok().and_then(|text| text.parse().ok());
+                let place: Option<usize> = std::str::from_utf8(place)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
                 let Some(place) = place.filter(|place| *place < LONGEST_ARRAY) else {
                     return Err(not_known(&part));
                 };
@@ -233,7 +246,9 @@ fn set(container: &[u8], path: &[u8], new: &Element<'_>) -> Result<Vec<u8>> {
 
 fn set_in_array(array: &[u8], path: &[u8], new: &Element<'_>) -> Result<Vec<u8>> {
     let (head, _) = split(path);
-    let place: Option<usize> = std::str::from_utf8(head).ok().and_then(|text| text.parse().ok());
+    let place: Option<usize> = std::str::from_utf8(head)
+        .ok()
+        .and_then(|text| text.parse().ok());
     let length = bson::elements(array).count();
     let Some(place) = place.filter(|place| *place < LONGEST_ARRAY) else {
         return Ok(array.to_vec());
@@ -258,7 +273,9 @@ fn unset(container: &[u8], path: &[u8]) -> Result<Vec<u8>> {
         match (field.name == head, rest, field.document()) {
             (false, ..) | (true, Some(_), None) => out.push_element(field.whole),
             (true, None, _) => {}
-            (true, Some(rest), Some(inner)) if field.kind == kind::ARRAY && split(rest).1.is_none() => {
+            (true, Some(rest), Some(inner))
+                if field.kind == kind::ARRAY && split(rest).1.is_none() =>
+            {
                 // A place in an array is not taken out of it: it becomes null.
                 let mut items = Writing::new();
                 for item in bson::elements(inner) {
@@ -319,7 +336,11 @@ mod tests {
             doc! {"$v": 2, "diff": {"sa": {"a": true, "s0": {"i": {"m": 5}}, "u3": "new"}}},
             doc! {"_id": 1, "a": [{"k": 1, "m": 5}, 2, null, "new"]},
         );
-        becomes(doc! {"_id": 1, "a": [1]}, doc! {"$v": 2, "diff": {"sa": {"a": true, "l": 3}}}, doc! {"_id": 1, "a": [1, null, null]});
+        becomes(
+            doc! {"_id": 1, "a": [1]},
+            doc! {"$v": 2, "diff": {"sa": {"a": true, "l": 3}}},
+            doc! {"_id": 1, "a": [1, null, null]},
+        );
     }
 
     #[test]
@@ -338,7 +359,11 @@ mod tests {
             doc! {"$v": 1, "$set": {"a.b": 2, "a.n": 3, "c.1.d": 4, "c.3": 9, "f.g": 1}, "$unset": {"e": true}},
             doc! {"_id": 1, "a": {"b": 2, "n": 3}, "c": [1, {"d": 4}, null, 9], "f": {"g": 1}},
         );
-        becomes(doc! {"_id": 1, "c": [1, 2]}, doc! {"$unset": {"c.0": true}}, doc! {"_id": 1, "c": [null, 2]});
+        becomes(
+            doc! {"_id": 1, "c": [1, 2]},
+            doc! {"$unset": {"c.0": true}},
+            doc! {"_id": 1, "c": [null, 2]},
+        );
     }
 
     #[test]
@@ -352,7 +377,13 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_an_error_and_replacements_are_no_deltas() {
-        assert!(apply(&raw(doc! {"_id": 1}), &raw(doc! {"$v": 2, "diff": {"z": {"a": 1}}})).is_err());
+        assert!(
+            apply(
+                &raw(doc! {"_id": 1}),
+                &raw(doc! {"$v": 2, "diff": {"z": {"a": 1}}})
+            )
+            .is_err()
+        );
         assert!(apply(&raw(doc! {"_id": 1}), &raw(doc! {"$inc": {"a": 1}})).is_err());
         assert!(!is_delta(&raw(doc! {"_id": 1, "a": 1})));
     }

@@ -57,9 +57,15 @@ impl Replay {
         let op = bson::text(entry, "op").ok_or_else(damaged)?;
         let o = bson::inner(entry, "o").ok_or_else(damaged)?;
         // Which document: of an update it stands beside.
-        let which = if op == "u" { bson::inner(entry, "o2").ok_or_else(damaged)? } else { o };
+        let which = if op == "u" {
+            bson::inner(entry, "o2").ok_or_else(damaged)?
+        } else {
+            o
+        };
         let id = bson::Writing::new()
-            .element(bson::id(which).ok_or_else(|| unsupported("an entry of the log names no _id"))?)
+            .element(
+                bson::id(which).ok_or_else(|| unsupported("an entry of the log names no _id"))?,
+            )
             .bytes();
         self.bytes += entry.len();
         let state = match op {
@@ -76,7 +82,11 @@ impl Replay {
                 }
                 None => State::Changes(vec![o.to_vec()]),
             },
-            other => return Err(unsupported(format!("an entry `{other}` of the log is not known"))),
+            other => {
+                return Err(unsupported(format!(
+                    "an entry `{other}` of the log is not known"
+                )));
+            }
         };
         self.states.insert(id, state);
         Ok(())

@@ -72,14 +72,21 @@ pub async fn build(
             Err(failure) => {
                 let name = bson::text(one, "name").unwrap_or("?");
                 let what: Error = failure.error;
-                refused.push(format!("index `{name}` of `{database}.{collection}`: {what}"));
+                refused.push(format!(
+                    "index `{name}` of `{database}.{collection}`: {what}"
+                ));
             }
         }
     }
     Ok(refused)
 }
 
-async fn create(connection: &Connection, database: &str, collection: &str, specifications: &[&[u8]]) -> Result<(), Failure> {
+async fn create(
+    connection: &Connection,
+    database: &str,
+    collection: &str,
+    specifications: &[&[u8]],
+) -> Result<(), Failure> {
     let command = Writing::new()
         .text("createIndexes", collection)
         .documents("indexes", specifications.iter().copied());
@@ -116,6 +123,9 @@ mod tests {
                 doc! {"key": {"a": 1.0}, "name": "a", "sparse": true},
             ]
         );
-        assert_eq!(read(Which::Expiring), [doc! {"v": 2, "key": {"t": 1}, "name": "t", "expireAfterSeconds": 5}]);
+        assert_eq!(
+            read(Which::Expiring),
+            [doc! {"v": 2, "key": {"t": 1}, "name": "t", "expireAfterSeconds": 5}]
+        );
     }
 }

@@ -87,7 +87,8 @@ fn id_in_words(document: &[u8]) -> String {
         return "a document without _id".into();
     };
     let words = bson::Writing::new().element(id.whole).bytes();
-    Document::from_reader(&words[..]).map_or_else(|_| "a document".into(), |id| format!("document {id}"))
+    Document::from_reader(&words[..])
+        .map_or_else(|_| "a document".into(), |id| format!("document {id}"))
 }
 
 impl Target {
@@ -124,7 +125,9 @@ impl Target {
             };
             match failure.code {
                 // The batch as a whole was refused: one of its documents is not to be had.
-                Some(_) if is_about_documents(&failure) => return self.halve(batch, &failure.error).await,
+                Some(_) if is_about_documents(&failure) => {
+                    return self.halve(batch, &failure.error).await;
+                }
                 Some(code) if !passes(code) => return Err(failure.error),
                 // Nobody knows what came of it. Documents without `_id` would come twice.
                 _ if attempt >= ATTEMPTS || batch.iter().any(|d| bson::id(d).is_none()) => {
@@ -184,7 +187,9 @@ impl Target {
         for error in errors.iter().filter_map(Bson::as_document) {
             let place = number(error, "index").unwrap_or(u64::MAX) as usize;
             let Some(document) = batch.get(place) else {
-                return Err(Error::corrupt(format!("the server refuses a document that it was not sent: {error}")));
+                return Err(Error::corrupt(format!(
+                    "the server refuses a document that it was not sent: {error}"
+                )));
             };
             last = place;
             let code = number(error, "code").unwrap_or(0) as i32;
@@ -192,7 +197,9 @@ impl Target {
                 // It is there: an attempt whose answer was lost, or what the archive takes the place of.
                 match self.replace(document).await {
                     Ok(()) => done.documents += 1,
-                    Err(failure) if failure.code.is_some() => done.reject(document, &failure.error.what),
+                    Err(failure) if failure.code.is_some() => {
+                        done.reject(document, &failure.error.what)
+                    }
                     Err(failure) => return Err(failure.error),
                 }
             } else {
@@ -273,7 +280,9 @@ impl Target {
                 list.push(id.kind, n.to_string().as_bytes(), id.value);
             }
         }
-        let within = Writing::new().value(kind::ARRAY, b"$in", &list.bytes()).bytes();
+        let within = Writing::new()
+            .value(kind::ARRAY, b"$in", &list.bytes())
+            .bytes();
         let command = Writing::new()
             .text("find", &self.collection)
             .document("filter", &Writing::new().document("_id", &within).bytes());
@@ -288,12 +297,18 @@ fn took_one(answer: &Document) -> Result<(), Failure> {
     }
     Err(Failure {
         code: Some(0),
-        error: Error::new(ErrorKind::Unreachable, format!("the server wrote nothing: {answer}")),
+        error: Error::new(
+            ErrorKind::Unreachable,
+            format!("the server wrote nothing: {answer}"),
+        ),
     })
 }
 
 fn refused(answer: &Document) -> Result<(), Failure> {
-    let error = answer.get_array("writeErrors").ok().and_then(|errors| errors.first());
+    let error = answer
+        .get_array("writeErrors")
+        .ok()
+        .and_then(|errors| errors.first());
     match error.and_then(Bson::as_document) {
         None => Ok(()),
         Some(error) => Err(Failure {
@@ -331,7 +346,22 @@ fn is_about_documents(failure: &Failure) -> bool {
     // and dotted names, documents too deep, and what drivers call a bad field.
     matches!(
         failure.code,
-        Some(2 | 9 | 14 | 15 | 22 | 52 | 53 | 57 | 121 | 10334 | 17280 | 17419 | 17420 | 34443 | 40353)
+        Some(
+            2 | 9
+                | 14
+                | 15
+                | 22
+                | 52
+                | 53
+                | 57
+                | 121
+                | 10334
+                | 17280
+                | 17419
+                | 17420
+                | 34443
+                | 40353
+        )
     )
 }
 
@@ -339,6 +369,20 @@ fn is_about_documents(failure: &Failure) -> bool {
 fn passes(code: i32) -> bool {
     matches!(
         code,
-        6 | 7 | 50 | 89 | 91 | 112 | 189 | 262 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 | 16500
+        6 | 7
+            | 50
+            | 89
+            | 91
+            | 112
+            | 189
+            | 262
+            | 9001
+            | 10058
+            | 10107
+            | 11600
+            | 11602
+            | 13435
+            | 13436
+            | 16500
     )
 }

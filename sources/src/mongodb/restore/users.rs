@@ -19,16 +19,26 @@ pub enum Merged {
 }
 
 /// Merges users and roles. With `replace` those that are there already are made anew, and those that the archive has not go.
-pub async fn merge(connection: &Connection, users: &[Vec<u8>], roles: &[Vec<u8>], existing: Existing) -> Result<Merged> {
+pub async fn merge(
+    connection: &Connection,
+    users: &[Vec<u8>],
+    roles: &[Vec<u8>],
+    existing: Existing,
+) -> Result<Merged> {
     let own = in_use(connection).await?;
     let users: Vec<&[u8]> = users
         .iter()
         .map(Vec::as_slice)
         .filter(|user| bson::text(user, "_id") != own.as_deref())
         .collect();
-    if let Some(bare) = users.iter().find(|user| bson::find(user, b"credentials").is_none()) {
+    if let Some(bare) = users
+        .iter()
+        .find(|user| bson::find(user, b"credentials").is_none())
+    {
         let name = bson::text(bare, "_id").unwrap_or("?");
-        return Ok(Merged::Not(format!("the archive has no credentials of user `{name}`: users are not restored")));
+        return Ok(Merged::Not(format!(
+            "the archive has no credentials of user `{name}`: users are not restored"
+        )));
     }
     let roles: Vec<&[u8]> = roles.iter().map(Vec::as_slice).collect();
     if users.is_empty() && roles.is_empty() {
@@ -37,7 +47,9 @@ pub async fn merge(connection: &Connection, users: &[Vec<u8>], roles: &[Vec<u8>]
     let done = merge_through(connection, &users, &roles, existing, own.as_deref()).await;
     for name in [USERS, ROLES] {
         // They are left-overs of a refused merge, or of none.
-        let _ = connection.run("admin", Writing::new().text("drop", name)).await;
+        let _ = connection
+            .run("admin", Writing::new().text("drop", name))
+            .await;
     }
     match done {
         Ok(()) => Ok(Merged::Done),
@@ -59,19 +71,28 @@ async fn merge_through(
     own: Option<&str>,
 ) -> Result<(), Failure> {
     // Whether it can at all is asked before anything is dropped.
-    run_merge(connection, "", "").await.or_else(|failure| match failure {
-        failure if failure.is_unknown_command() || failure.is_denied() => Err(failure),
-        _ => Ok(()),
-    })?;
+    run_merge(connection, "", "")
+        .await
+        .or_else(|failure| match failure {
+            failure if failure.is_unknown_command() || failure.is_denied() => Err(failure),
+            _ => Ok(()),
+        })?;
     for (name, documents) in [(USERS, users), (ROLES, roles)] {
-        let _ = connection.run("admin", Writing::new().text("drop", name)).await;
+        let _ = connection
+            .run("admin", Writing::new().text("drop", name))
+            .await;
         if documents.is_empty() {
             continue;
         }
-        let command = Writing::new().text("insert", name).documents("documents", documents.iter().copied());
+        let command = Writing::new()
+            .text("insert", name)
+            .documents("documents", documents.iter().copied());
         let answer = connection.run("admin", command).await?;
         if answer.contains_key("writeErrors") {
-            let error = Error::new(ErrorKind::Unreachable, format!("the server refuses them: {answer}"));
+            let error = Error::new(
+                ErrorKind::Unreachable,
+                format!("the server refuses them: {answer}"),
+            );
             return Err(Failure { code: None, error });
         }
     }
@@ -103,7 +124,10 @@ async fn drop_existing(connection: &Connection, own: Option<&str>) -> Result<(),
         ("system.users", "dropUser", "user"),
         ("system.roles", "dropRole", "role"),
     ] {
-        for document in connection.list("admin", Writing::new().text("find", collection)).await? {
+        for document in connection
+            .list("admin", Writing::new().text("find", collection))
+            .await?
+        {
             let (Some(id), Some(database), Some(name)) = (
                 bson::text(&document, "_id"),
                 bson::text(&document, "db"),
@@ -112,7 +136,9 @@ async fn drop_existing(connection: &Connection, own: Option<&str>) -> Result<(),
                 continue;
             };
             if Some(id) != own {
-                connection.run(database, Writing::new().text(command, name)).await?;
+                connection
+                    .run(database, Writing::new().text(command, name))
+                    .await?;
             }
         }
     }
@@ -121,7 +147,10 @@ async fn drop_existing(connection: &Connection, own: Option<&str>) -> Result<(),
 
 /// `database.user` of the connection.
 async fn in_use(connection: &Connection) -> Result<Option<String>> {
-    let answer = match connection.run("admin", Writing::new().int("connectionStatus", 1)).await {
+    let answer = match connection
+        .run("admin", Writing::new().int("connectionStatus", 1))
+        .await
+    {
         Ok(answer) => answer,
         Err(failure) if failure.code.is_some() => return Ok(None),
         Err(failure) => return Err(failure.error),
@@ -132,5 +161,11 @@ async fn in_use(connection: &Connection) -> Result<Option<String>> {
         .ok()
         .and_then(|users| users.first())
         .and_then(Bson::as_document);
-    Ok(user.and_then(|user| Some(format!("{}.{}", user.get_str("db").ok()?, user.get_str("user").ok()?))))
+    Ok(user.and_then(|user| {
+        Some(format!(
+            "{}.{}",
+            user.get_str("db").ok()?,
+            user.get_str("user").ok()?
+        ))
+    }))
 }

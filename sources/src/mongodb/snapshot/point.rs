@@ -93,7 +93,11 @@ pub async fn fix(
     }
     let auto = wanted == Consistency::Auto;
     let mut why = String::new();
-    for way in [Consistency::Snapshot, Consistency::Oplog, Consistency::Transaction] {
+    for way in [
+        Consistency::Snapshot,
+        Consistency::Oplog,
+        Consistency::Transaction,
+    ] {
         if !auto && way != wanted {
             continue;
         }
@@ -129,14 +133,20 @@ fn absent(why: impl Into<String>) -> Fixed {
 
 /// A `find` at a chosen instant must say that it was at that instant, and one at the beginning of time must be refused.
 async fn snapshot(connection: &Connection, server: &Server, collections: &[Collection]) -> Fixed {
-    let (Some(at), Some(probe)) = (server.operation_time, collections.iter().find(|c| !c.capped)) else {
+    let (Some(at), Some(probe)) = (
+        server.operation_time,
+        collections.iter().find(|c| !c.capped),
+    ) else {
         return absent("the server keeps no snapshots");
     };
     let ask = async |at| {
-        let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1).flag("singleBatch", true);
+        let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1)
+            .flag("singleBatch", true);
         let mut cursor = connection.cursor(&probe.database, command).await?;
         let batch = connection.next(&mut cursor).await?;
-        let cursor = batch.as_ref().and_then(|batch| bson::inner(batch.as_raw_document().as_bytes(), "cursor"));
+        let cursor = batch
+            .as_ref()
+            .and_then(|batch| bson::inner(batch.as_raw_document().as_bytes(), "cursor"));
         let said = cursor.and_then(|cursor| bson::find(cursor, b"atClusterTime"));
         Ok::<_, Failure>(said.and_then(|said| said.timestamp()))
     };
@@ -168,9 +178,10 @@ async fn from_log(connection: &Connection, server: &Server) -> Fixed {
     match oplog::start(connection).await {
         Ok(Some(start)) => Ok(Ok(Point::Oplog { start })),
         Ok(None) => absent("the server's log is empty"),
-        Err(failure) if failure.code.is_some() => {
-            absent(format!("the server's log cannot be read: {}", failure.error))
-        }
+        Err(failure) if failure.code.is_some() => absent(format!(
+            "the server's log cannot be read: {}",
+            failure.error
+        )),
         Err(failure) => Err(failure.error),
     }
 }
@@ -213,7 +224,10 @@ async fn bytes_of(connection: &Connection, collections: &[Collection]) -> Result
     databases.dedup();
     let mut bytes = 0.0;
     for database in databases {
-        let answer = match connection.run(database, Writing::new().int("dbStats", 1)).await {
+        let answer = match connection
+            .run(database, Writing::new().int("dbStats", 1))
+            .await
+        {
             Ok(answer) => answer,
             // What cannot be known is not promised.
             Err(failure) if failure.code.is_some() => return Ok(f64::INFINITY),
@@ -225,9 +239,13 @@ async fn bytes_of(connection: &Connection, collections: &[Collection]) -> Result
 }
 
 async fn lifetime_seconds(connection: &Connection) -> f64 {
-    let command = Writing::new().int("getParameter", 1).int("transactionLifetimeLimitSeconds", 1);
+    let command = Writing::new()
+        .int("getParameter", 1)
+        .int("transactionLifetimeLimitSeconds", 1);
     match connection.run("admin", command).await {
-        Ok(answer) => number(&answer, "transactionLifetimeLimitSeconds").unwrap_or(TRANSACTION_SECONDS),
+        Ok(answer) => {
+            number(&answer, "transactionLifetimeLimitSeconds").unwrap_or(TRANSACTION_SECONDS)
+        }
         Err(_) => TRANSACTION_SECONDS,
     }
 }

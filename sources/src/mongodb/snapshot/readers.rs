@@ -55,7 +55,9 @@ pub async fn read(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[derive(Clone)]
@@ -120,6 +122,14 @@ impl Readers {
             order,
             ..
         } = &self.reading;
-        dump::collection(&self.cx, connection, point, (lane, &self.out), (collection, *order), passed).await
+        dump::collection(
+            &self.cx,
+            connection,
+            point,
+            (lane, &self.out),
+            (collection, *order),
+            passed,
+        )
+        .await
     }
 }

@@ -126,6 +126,17 @@ impl Server {
         }
     }
 
+    /// The documents of a collection as they lie, one behind the other.
+    pub async fn documents(&self, database: &str, collection: &str) -> Vec<u8> {
+        let client = self.client().await;
+        let command = doc! {"find": collection, "hint": {"$natural": 1}};
+        let found = list(&client, database, command).await;
+        found
+            .iter()
+            .flat_map(|document| document.as_bytes().to_vec())
+            .collect()
+    }
+
     /// All that is in it.
     pub async fn contents(&self) -> BTreeMap<String, Contents> {
         let client = self.client().await;

@@ -568,3 +568,58 @@ fn sha256(bytes: &[u8]) -> String {
         .map(|byte| format!("{byte:02x}"))
         .collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_tutors_backup_plugin_comes_back_whole_in_one_command() {
+    let Some(mysql) = Server::start(Kind::MySql, &[]) else {
+        return;
+    };
+    let Some(mongo) = bk_tests::mongo::Server::start(&[]).await else {
+        return;
+    };
+    let home = Home::new(&format!(
+        "format = 1\nplugins = [\"mysql\", \"mongodb\", \"caddy\", \"local\"]\n{}{}[source.caddy]\npath = \"caddy\"\n[sink.local]\npath = \"out\"\n",
+        mysql.source("mysql"),
+        mongo.source_toml("mongodb", "")
+    ));
+    let archive = golden(TUTOR).display().to_string();
+    home.bk(&["restore", &archive, "--yes"]).ended(0);
+    let expected = expected();
+    for database in ["openedx", "notes"] {
+        for (table, rows) in expected["mysql"][database].as_object().unwrap() {
+            let sql = format!("SELECT COUNT(*) FROM {database}.{table}");
+            assert_eq!(
+                number(&mysql, &sql).await,
+                rows.as_u64().unwrap(),
+                "{table}"
+            );
+        }
+    }
+    let contents = mongo.contents().await;
+    for (database, collections) in expected["mongodb"].as_object().unwrap() {
+        for (collection, documents) in collections.as_object().unwrap() {
+            let found = &contents[&format!("{database}.{collection}")];
+            assert_eq!(found.documents, documents.as_u64().unwrap(), "{collection}");
+            let sum = &expected["mongodb_bson_sha256"][format!("{database}/{collection}.bson")];
+            let bytes = mongo.documents(database, collection).await;
+            assert_eq!(sha256(&bytes), sum.as_str().unwrap(), "{collection}");
+        }
+    }
+    for (path, sum) in expected["caddy_sha256"].as_object().unwrap() {
+        let bytes = std::fs::read(home.path("caddy").join(path)).unwrap();
+        assert_eq!(sha256(&bytes), sum.as_str().unwrap(), "{path}");
+    }
+    // What came back is backed up as a whole, and one collection of the stranger's archive goes elsewhere.
+    home.bk(&["backup"]).ended(0);
+    home.bk(&[
+        "restore",
+        &archive,
+        "--yes",
+        "--only",
+        "mongodb/openedx/fs.files",
+        "--into",
+        "mongodb/openedx=old",
+    ])
+    .ended(0);
+    assert_eq!(mongo.contents().await["old.fs.files"].documents, 3);
+}

@@ -289,9 +289,12 @@ pub struct ExtractArgs {
     /// Which archive.
     #[command(flatten)]
     pub which: Which,
-    /// The folder to write into
-    #[arg(long, value_name = "DIR")]
+    /// The folder to write into; with --as a form that is one file, that file
+    #[arg(long, value_name = "PATH")]
     pub into: PathBuf,
+    /// As another tool would have written it: `mongodump` (a folder), `mongodump-archive` (a file)
+    #[arg(long = "as", value_name = "FORM")]
+    pub form: Option<String>,
     /// Only these
     #[arg(long, value_name = "SELECTOR", value_delimiter = ',')]
     pub only: Vec<String>,

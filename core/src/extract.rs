@@ -2,14 +2,15 @@
 
 use crate::archive::format::Stage;
 use crate::archive::reader::Copies;
+use crate::config::Config;
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, conflict, unsupported};
 use crate::name::{MemberPath, escape};
 use crate::restore::Chosen;
 use crate::restore::input::{Body, Delivered, Member};
 use crate::restore::select::{self, Selected};
 use crate::selector::Selection;
-use crate::source::{Existing, Facts, Kind};
+use crate::source::{Existing, ExtractAs, Facts, Kind, UnitCount};
 use crate::tree::{Tree, TreeOptions, leads_out};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -87,6 +88,80 @@ pub async fn extract(cx: &Context, chosen: Chosen, options: &ExtractOptions) -> 
         extract_instance(cx, &name, &selected, &copies, options, &mut extracted).await?;
     }
     Ok(extracted)
+}
+
+/// Extracts what one source can write in another tool's form.
+pub async fn extract_as(
+    cx: &Context,
+    config: &Config,
+    chosen: Chosen,
+    selection: &Selection,
+    how: &ExtractAs,
+) -> Result<Extracted> {
+    let opened = chosen.copies[0].1.clone();
+    let selected = select::select(&opened, selection).await?;
+    let mut able = config.sources.iter().filter(|source| {
+        source.source.forms().contains(&how.form.as_str()) && selected.has_instance(&source.name)
+    });
+    let Some(source) = able.next() else {
+        let known: Vec<&str> = config
+            .sources
+            .iter()
+            .flat_map(|s| s.source.forms().iter().copied())
+            .collect();
+        return Err(unsupported(format!(
+            "nothing that is selected can be written as `{}`",
+            how.form
+        ))
+        .hint(match known.as_slice() {
+            [] => "no source here has a form of another tool".to_owned(),
+            known => format!("the sources here have: {}", known.join(", ")),
+        }));
+    };
+    if let Some(other) = able.next() {
+        return Err(conflict(format!(
+            "`{}` and `{}` can both be written as `{}`",
+            source.name, other.name, how.form
+        ))
+        .hint(format!("name one with --only {}", source.name)));
+    }
+    let delivered = Arc::new(Mutex::new(Delivered {
+        declared: selected.declared(&source.name),
+        ..Delivered::default()
+    }));
+    let instance = opened
+        .manifest
+        .instances
+        .iter()
+        .find(|i| i.name == source.name);
+    let facts = instance.map(|i| i.facts.clone()).unwrap_or_default();
+    let cx = cx.for_instance(&source.name);
+    let copies = Arc::new(Copies::new(chosen.copies));
+    let input = selected.input(&cx, &source.name, facts, copies, delivered);
+    let tally = source.source.extract_as(&cx, input, how).await?;
+    let total = |of: fn(&UnitCount) -> u64| tally.units.iter().map(of).sum::<u64>();
+    let rows = |counts: &[UnitCount]| counts.iter().map(|unit| unit.rows).sum::<u64>();
+    let (want, got) = (rows(&selected.counts_of(&source.name)), rows(&tally.units));
+    if want != got {
+        return Err(Error::corrupt(format!(
+            "{got} of {want} rows came out of the archive"
+        )));
+    }
+    let named = |what: &String| (source.name.clone(), what.clone());
+    let others = opened
+        .manifest
+        .instances
+        .iter()
+        .filter(|i| i.name != source.name);
+    Ok(Extracted {
+        members: total(|unit| unit.members),
+        bytes: total(|unit| unit.bytes),
+        skipped: others
+            .map(|i| (i.name.clone(), format!("it has no form `{}`", how.form)))
+            .chain(tally.warnings.iter().map(named))
+            .collect(),
+        failed: tally.failed.iter().map(named).collect(),
+    })
 }
 
 async fn extract_instance(

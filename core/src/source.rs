@@ -33,6 +33,16 @@ pub trait Source: Send + Sync {
     /// Puts members back, stage by stage, and counts what the target acknowledged. May run twice with the same input.
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally>;
 
+    /// Forms of other tools in which members can be written, by name: for `bk extract --as`.
+    fn forms(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Writes what is selected in one of these forms, for those tools to read. Touches nothing but `how.into`.
+    async fn extract_as(&self, _cx: &Context, _input: Input, how: &ExtractAs) -> Result<Tally> {
+        Err(unsupported(format!("the form `{}` is not known", how.form)))
+    }
+
     /// Things that `bk` did not make: is this member, lone file or folder entry mine, in which stages, what units?
     fn claim(&self, _what: &Candidate) -> Vec<Claim> {
         Vec::new()
@@ -161,6 +171,17 @@ pub struct RestoreOptions {
     pub keep_setuid: bool,
     /// Write symbolic links that lead out of their folder.
     pub outward_links: bool,
+}
+
+/// In which form of another tool members are written, and where.
+#[derive(Clone, Debug)]
+pub struct ExtractAs {
+    /// The form, one of `Source::forms`.
+    pub form: String,
+    /// The folder, or the file where the form is one.
+    pub into: PathBuf,
+    /// What to do with files that are there.
+    pub existing: Existing,
 }
 
 /// A group selected whole, or one unit of it.

@@ -7,6 +7,7 @@ pub mod bson;
 mod catalogue;
 mod connection;
 mod dump;
+mod extract;
 mod mark;
 mod metadata;
 mod names;
@@ -25,7 +26,8 @@ use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
 use bk_core::settings::Settings;
 use bk_core::source::{
-    Candidate, Claim, Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally,
+    Candidate, Claim, ExtractAs, Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source,
+    Tally,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -259,6 +261,14 @@ impl Source for Mongodb {
             return restore::foreign::restore(self, cx, input, how).await;
         }
         restore::restore(self, cx, input, how).await
+    }
+
+    fn forms(&self) -> &'static [&'static str] {
+        &extract::FORMS
+    }
+
+    async fn extract_as(&self, cx: &Context, input: Input, how: &ExtractAs) -> Result<Tally> {
+        extract::extract(cx, input, how).await
     }
 
     fn claim(&self, what: &Candidate) -> Vec<Claim> {

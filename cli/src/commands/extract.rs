@@ -6,10 +6,11 @@ use crate::output::{bytes, count, say};
 use bk_core::config::Config;
 use bk_core::context::Context;
 use bk_core::error::{Result, conflict};
-use bk_core::extract::{ExtractOptions, extract};
+use bk_core::extract::{ExtractOptions, extract, extract_as};
 use bk_core::report::Cause;
 use bk_core::restore::{self, Request};
 use bk_core::selector::Selection;
+use bk_core::source::ExtractAs;
 
 pub async fn run(
     cx: &Context,
@@ -32,15 +33,18 @@ pub async fn run(
         ))
         .hint("look with bk show, then repeat with --allow-partial"));
     }
-    let options = ExtractOptions {
-        into: args.into.clone(),
-        selection: Selection::parse(&args.only, &args.exclude)?,
-        existing: existing(args.existing),
-        keep_setuid: args.keep_setuid,
-        outward_links: args.outward_links,
-        max_ratio: args.max_ratio,
+    let selection = Selection::parse(&args.only, &args.exclude)?;
+    let extracted = match &args.form {
+        Some(form) => {
+            let how = ExtractAs {
+                form: form.clone(),
+                into: args.into.clone(),
+                existing: existing(args.existing),
+            };
+            extract_as(cx, config, chosen, &selection, &how).await?
+        }
+        None => extract(cx, chosen, &options(args, selection)).await?,
     };
-    let extracted = extract(cx, chosen, &options).await?;
     if global.json {
         print_json(&extracted);
     }
@@ -60,4 +64,15 @@ pub async fn run(
         .collect();
     say_causes(&causes);
     Ok(causes)
+}
+
+fn options(args: &ExtractArgs, selection: Selection) -> ExtractOptions {
+    ExtractOptions {
+        into: args.into.clone(),
+        selection,
+        existing: existing(args.existing),
+        keep_setuid: args.keep_setuid,
+        outward_links: args.outward_links,
+        max_ratio: args.max_ratio,
+    }
 }

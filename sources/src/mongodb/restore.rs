@@ -1,6 +1,6 @@
 //! Putting databases back: collections with their options, documents over many connections, what the log adds, then indexes, views, users.
 
-mod archive_file;
+pub mod archive_file;
 pub mod foreign;
 mod indexes;
 pub mod insert;
@@ -855,7 +855,7 @@ fn within(target: &Target, error: Error) -> Error {
 }
 
 /// The bytes of a member. Only a giant makes one over 16 MiB.
-async fn body_of(member: Member) -> Result<Vec<u8>> {
+pub async fn body_of(member: Member) -> Result<Vec<u8>> {
     match member.body {
         Body::Whole(bytes) => Ok(bytes.into()),
         Body::Stream(mut stream) => {

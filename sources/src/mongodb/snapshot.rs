@@ -30,8 +30,10 @@ use std::sync::Arc;
 
 /// Warnings that are said one by one.
 const WARNINGS_NAMED: usize = 50;
-/// Bytes of collections' numbers that the facts carry; with more collections they are left out.
+/// Bytes of collections' numbers that the facts carry; those of more collections are left out.
 const UUIDS_MAX_BYTES: usize = 32 << 10;
+/// What each takes in JSON besides.
+const UUID_MORE_BYTES: usize = 8;
 /// The collections that hold users and roles, in the order in which they are restored.
 pub const AUTH_COLLECTIONS: [&str; 3] = ["system.users", "system.roles", "system.version"];
 
@@ -197,14 +199,19 @@ impl Snapshot for MongodbSnapshot {
 }
 
 impl MongodbSnapshot {
-    /// Numbers of all collections, one behind the other, in their order; those that have none are zeros.
-    fn uuids(&self) -> Option<String> {
-        let bytes: Vec<u8> = self
-            .collections
+    /// Numbers of collections by `database/name`, as long as they are few: nothing but an extract in another tool's form uses them.
+    fn uuids(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut bytes = 0;
+        self.collections
             .iter()
-            .flat_map(|c| c.uuid.unwrap_or_default())
-            .collect();
-        (bytes.len() <= UUIDS_MAX_BYTES).then(|| BASE64_STANDARD_NO_PAD.encode(bytes))
+            .filter_map(|c| Some((format!("{}/{}", c.database, c.name), c.uuid?)))
+            .map(|(name, uuid)| (name, BASE64_STANDARD_NO_PAD.encode(uuid)))
+            .take_while(|(name, uuid)| {
+                bytes += name.len() + uuid.len() + UUID_MORE_BYTES;
+                bytes <= UUIDS_MAX_BYTES
+            })
+            .map(|(name, uuid)| (name, uuid.into()))
+            .collect()
     }
 
     fn warn(&mut self, what: String) {

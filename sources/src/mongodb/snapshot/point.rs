@@ -198,6 +198,11 @@ async fn transaction(
     if only_if_in_time {
         let seconds = bytes_of(connection, collections).await? / READ_BYTES_PER_SECOND;
         let lifetime = lifetime_seconds(connection).await;
+        if seconds.is_infinite() {
+            return absent(
+                "how much there is to read cannot be told, so a transaction might not end in time",
+            );
+        }
         if seconds > lifetime / 2.0 {
             return absent(format!(
                 "a transaction would end after {lifetime:.0} s, and reading takes about {seconds:.0}"

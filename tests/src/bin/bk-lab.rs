@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | noise MIB | discard | put ENDPOINT BUCKET MIB";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | noise MIB | discard | put ENDPOINT BUCKET MIB";
 
 #[tokio::main]
 async fn main() {
@@ -50,6 +50,14 @@ async fn main() {
             publish(Path::new(folder), step, n.parse().expect(USAGE)).await
         }
         ["read-mysql", socket] => read_mysql(socket).await,
+        ["read-mongo", uri] => read_mongo(uri).await,
+        ["seed-mongo", uri, mib] => bk_tests::mongo_lab::seed(uri, mib.parse().expect(USAGE)).await,
+        ["drain-mongo", uri] => bk_tests::mongo_lab::drain(uri, false).await,
+        ["cat-mongo", uri] => bk_tests::mongo_lab::drain(uri, true).await,
+        ["insert-mongo", uri, folder] => bk_tests::mongo_lab::insert(uri, Path::new(folder)).await,
+        ["empties-mongo", uri, count] => {
+            bk_tests::mongo_lab::empties(uri, count.parse().expect(USAGE)).await;
+        }
         ["noise", mib] => noise(mib.parse().expect(USAGE)),
         ["discard"] => discard().await,
         ["put", endpoint, bucket, mib] => put(endpoint, bucket, mib.parse().expect(USAGE)).await,
@@ -98,12 +106,24 @@ async fn read_mysql(socket: &str) {
         folder: ".".into(),
         table: table.as_object().unwrap().clone(),
     };
-    let source = (bk_sources::mysql::plugin().build)(settings).unwrap();
+    read(
+        "mysql",
+        (bk_sources::mysql::plugin().build)(settings).unwrap(),
+    )
+    .await;
+}
+
+async fn read_mongo(uri: &str) {
+    let more = serde_json::json!({ "databases": ["school"], "consistency": "none" });
+    read("mongodb", bk_tests::mongo::source(uri, more)).await;
+}
+
+async fn read(name: &str, source: Arc<dyn Source>) {
     let mut site = Site::default().sink("null", NullSink);
     site.archive.compress = false;
     site.sources.push(SourceInstance {
-        name: "mysql".into(),
-        plugin: "mysql".into(),
+        name: name.into(),
+        plugin: name.into(),
         source,
     });
     let report = site.backup().await;

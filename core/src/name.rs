@@ -19,7 +19,7 @@ impl MemberPath {
             None => Ok(Self(bytes)),
             Some(fault) => Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("member path `{}` {fault}", escape(&bytes)),
+                format!("member path `{}` {fault}", shortened(&bytes)),
             )),
         }
     }
@@ -99,6 +99,15 @@ pub fn escape(bytes: &[u8]) -> String {
         push_hex(&mut text, chunk.invalid());
     }
     text
+}
+
+/// The beginning of a name that may be of any length, for a message.
+fn shortened(bytes: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 200;
+    match bytes.get(..SHOWN_BYTES) {
+        Some(beginning) if bytes.len() > SHOWN_BYTES => format!("{}…", escape(beginning)),
+        _ => escape(bytes),
+    }
 }
 
 fn push_hex(text: &mut String, bytes: &[u8]) {

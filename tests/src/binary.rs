@@ -70,10 +70,13 @@ impl Home {
 
     /// Runs it to its end and says its peak of memory in MiB, as far as it could be watched.
     pub fn bk_watched(&self, arguments: &[&str]) -> (Ran, u64) {
+        // Into files: a pipe that nobody reads would hold up a program that says much.
+        let (stdout, stderr) = (self.path(".stdout"), self.path(".stderr"));
+        let file = |path: &Path| std::fs::File::create(path).unwrap();
         let mut child = self
             .command(arguments)
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
+            .stdout(file(&stdout))
+            .stderr(file(&stderr))
             .spawn()
             .unwrap();
         let status = format!("/proc/{}/status", child.id());
@@ -91,7 +94,13 @@ impl Home {
             peak = peak.max(kib.unwrap_or(0) / 1024);
             std::thread::yield_now();
         }
-        (child.wait_with_output().unwrap().into(), peak)
+        let ended = child.wait().unwrap();
+        let output = Output {
+            status: ended,
+            stdout: std::fs::read(stdout).unwrap(),
+            stderr: std::fs::read(stderr).unwrap(),
+        };
+        (output.into(), peak)
     }
 
     /// Names of the archives in `out`, sorted.

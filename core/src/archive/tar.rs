@@ -238,14 +238,18 @@ pub fn read_members<R: Read>(
 /// The same of a tar that others made: paths may begin with `./`, and the root itself may be a member.
 pub fn read_foreign_members<R: Read>(
     stream: R,
-    each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
+    mut each: impl FnMut(Head, &mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     let plain = |path: Vec<u8>| match path.strip_prefix(b"./") {
         Some(rest) => rest.to_vec(),
         None if path == b"." => Vec::new(),
         None => path,
     };
-    members(stream, plain, each)
+    members(stream, plain, |head, body| match head.meta.kind {
+        // Its records were looked at when it was read.
+        Kind::Other(b'g') => Ok(()),
+        _ => each(head, body),
+    })
 }
 
 fn members<R: Read>(
@@ -322,6 +326,13 @@ fn head<R: Read>(
     if let Some(records) = entry.pax_extensions()? {
         for record in records {
             let record = record?;
+            // Names and sizes for all that follow are not known here: others would read another tar than this one.
+            let is_global = type_flag == tar::EntryType::XGlobalHeader;
+            if is_global && [&b"path"[..], b"linkpath", b"size"].contains(&record.key_bytes()) {
+                return Err(std::io::Error::other(Error::corrupt(
+                    "a global header gives all members of the tar one name or size: what others read in it is not what stands there",
+                )));
+            }
             if record.key_bytes() == b"mtime" {
                 let time = record.value().ok().and_then(parse_pax_time);
                 meta.mtime = time.ok_or_else(|| {

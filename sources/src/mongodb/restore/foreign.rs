@@ -169,6 +169,8 @@ struct Survey {
     /// Units of an archive: which of them are wanted is known only now.
     in_archive: BTreeSet<Unit>,
     documents: BTreeMap<Unit, u64>,
+    /// Units that have a file of metadata.
+    with_metadata: BTreeSet<Unit>,
     with_users: bool,
 }
 
@@ -215,6 +217,7 @@ impl Survey {
         let unit = member.unit.clone();
         let body = super::body_of(member).await?;
         let metadata = Metadata::parse(&body)?;
+        self.with_metadata.insert(unit.clone());
         if self.collections.insert(unit.clone(), metadata).is_some() {
             return Err(
                 conflict(format!("`{}/{}` stands in it twice", unit.0, unit.1))
@@ -325,7 +328,9 @@ impl Restoring<'_> {
                 Some(name) if is_cut(&unit.1) => name.clone(),
                 _ => name_of(&unit.1),
             };
-            self.count(&unit, Stage::Schema, 0, 0);
+            if survey.with_metadata.contains(&unit) {
+                self.count(&unit, Stage::Schema, 0, 0);
+            }
             self.make(&mut making, unit, name, metadata).await?;
         }
         self.all_made(making).await?;

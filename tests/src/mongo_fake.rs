@@ -60,6 +60,10 @@ struct Collection {
     documents: Vec<Stored>,
 }
 
+/// Database, collection and document that is written.
+pub type Write = (String, String, Vec<u8>);
+type OnFind = Box<dyn FnMut(&mut Vec<Write>) + Send>;
+
 struct State {
     instants: Instants,
     now: u64,
@@ -74,7 +78,7 @@ struct State {
     mishap: Option<Mishap>,
     /// Answers to writes that do not arrive, although what was asked is done.
     lost: u32,
-    on_find: Option<Box<dyn FnMut(&mut Vec<(String, String, Vec<u8>)>) + Send>>,
+    on_find: Option<OnFind>,
 }
 
 /// The server. Ends with its handle.
@@ -187,7 +191,7 @@ impl Fake {
     }
 
     /// What is written whenever a `find` over all of a collection begins.
-    pub fn on_find(&self, write: impl FnMut(&mut Vec<(String, String, Vec<u8>)>) + Send + 'static) {
+    pub fn on_find(&self, write: impl FnMut(&mut Vec<Write>) + Send + 'static) {
         self.state().on_find = Some(Box::new(write));
     }
 

@@ -19,9 +19,16 @@ fn entries(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
         let meta = std::fs::symlink_metadata(&path).unwrap();
-        let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
         if meta.is_symlink() {
-            found.insert(format!("{name} -> {}", std::fs::read_link(&path).unwrap().display()));
+            found.insert(format!(
+                "{name} -> {}",
+                std::fs::read_link(&path).unwrap().display()
+            ));
         } else if meta.is_dir() {
             entries(&path, root, found);
         } else {
@@ -39,15 +46,31 @@ fn inside(folder: &Path) -> BTreeSet<String> {
 
 /// What others list of it, without a leading `./` and trailing `/`.
 fn listed(tar: &Path) -> BTreeSet<String> {
-    let names = std::fs::read_to_string(tar.to_str().unwrap().replace(".tar.xz", ".tar").replace(".tar", ".names"));
-    let python: Option<Vec<String>> = names.ok().and_then(|text| serde_json::from_str(&text).unwrap_or(None));
-    let gnu = Command::new("tar").args(["--quoting-style=literal", "-tPf"]).arg(tar).output().unwrap();
+    let names = std::fs::read_to_string(
+        tar.to_str()
+            .unwrap()
+            .replace(".tar.xz", ".tar")
+            .replace(".tar", ".names"),
+    );
+    let python: Option<Vec<String>> = names
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).unwrap_or(None));
+    let gnu = Command::new("tar")
+        .args(["--quoting-style=literal", "-tPf"])
+        .arg(tar)
+        .output()
+        .unwrap();
     let gnu = String::from_utf8_lossy(&gnu.stdout).into_owned();
     python
         .unwrap_or_default()
         .into_iter()
         .chain(gnu.lines().map(str::to_owned))
-        .map(|name| name.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/"))
+        .map(|name| {
+            name.split('/')
+                .filter(|part| !part.is_empty() && *part != ".")
+                .collect::<Vec<_>>()
+                .join("/")
+        })
         .collect()
 }
 
@@ -56,16 +79,34 @@ async fn tars_that_mean_harm_write_nothing_outside_and_stay_small() {
     let made = tempfile::tempdir().unwrap();
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("evil/make");
     let scale = long(8, 512).to_string();
-    assert!(Command::new("python3").arg(script).arg(made.path()).arg(&scale).status().unwrap().success());
+    assert!(
+        Command::new("python3")
+            .arg(script)
+            .arg(made.path())
+            .arg(&scale)
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut tars: Vec<PathBuf> = std::fs::read_dir(made.path())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.to_string_lossy().contains(".tar"))
         .collect();
     tars.sort();
-    let bombs = tars.iter().filter(|path| path.to_string_lossy().contains("bomb-")).count();
-    println!("{} tars, {bombs} of them bombs of up to {scale} MiB", tars.len());
-    assert!(tars.len() - bombs >= 60 && bombs >= 20, "{} and {bombs}", tars.len());
+    let bombs = tars
+        .iter()
+        .filter(|path| path.to_string_lossy().contains("bomb-"))
+        .count();
+    println!(
+        "{} tars, {bombs} of them bombs of up to {scale} MiB",
+        tars.len()
+    );
+    assert!(
+        tars.len() - bombs >= 60 && bombs >= 20,
+        "{} and {bombs}",
+        tars.len()
+    );
     let fake = Fake::start(Instants::None).await;
     let mut wrong = Vec::new();
     for tar in &tars {
@@ -81,8 +122,13 @@ async fn tars_that_mean_harm_write_nothing_outside_and_stay_small() {
         let (ran, mib) = home.bk_watched(&["restore", tar.to_str().unwrap(), "--yes"]);
         let took = began.elapsed();
         let last = ran.stderr.lines().last().unwrap_or_default().to_owned();
-        println!("{name}: exit {} in {took:.2?}, {mib} MiB: {}", ran.code, last.chars().take(120).collect::<String>());
-        let mut complain = |why: String| wrong.push(format!("{name}: {why} (exit {}: {last})", ran.code));
+        println!(
+            "{name}: exit {} in {took:.2?}, {mib} MiB: {}",
+            ran.code,
+            last.chars().take(120).collect::<String>()
+        );
+        let mut complain =
+            |why: String| wrong.push(format!("{name}: {why} (exit {}: {last})", ran.code));
         if !(0..=9).contains(&ran.code) {
             complain("it ended in no way that there is".into());
         }
@@ -94,8 +140,12 @@ async fn tars_that_mean_harm_write_nothing_outside_and_stay_small() {
             complain("it wrote outside, by an absolute name".into());
         }
         let around = inside(&home.path("in"));
-        let kept: Vec<&String> = around.iter().filter(|path| !path.starts_with("side/caddy/")).collect();
-        if kept != ["outside.txt"] || home.folder_above("outside") || home.path("outside").exists() {
+        let kept: Vec<&String> = around
+            .iter()
+            .filter(|path| !path.starts_with("side/caddy/"))
+            .collect();
+        if kept != ["outside.txt"] || home.folder_above("outside") || home.path("outside").exists()
+        {
             complain(format!("it wrote outside: {kept:?}"));
         }
         let others = listed(tar);
@@ -108,8 +158,14 @@ async fn tars_that_mean_harm_write_nothing_outside_and_stay_small() {
             }
             let as_listed = format!("caddy/{plain}");
             let own = ["there.txt", ".bk_unfinished_restore"];
-            if !own.contains(&plain) && path.is_ascii() && !plain.contains('\n') && !others.contains(&as_listed) {
-                complain(format!("`{as_listed}` is listed neither by tar nor by Python"));
+            if !own.contains(&plain)
+                && path.is_ascii()
+                && !plain.contains('\n')
+                && !others.contains(&as_listed)
+            {
+                complain(format!(
+                    "`{as_listed}` is listed neither by tar nor by Python"
+                ));
             }
         }
     }

@@ -194,7 +194,7 @@ async fn archives_lie_in_the_class_that_was_asked_for_and_a_rule_makes_old_ones_
         let report = Site::default()
             .source("fake", FakeSource::small(3, 3))
             .sink("s3", bucket.sink_with(more.clone()))
-            .keep(keep.clone())
+            .keep(keep)
             .at(&format!("2026-{month:02}-22T03:15:00Z"))
             .backup()
             .await;

@@ -317,11 +317,6 @@ impl Writing {
         self.value(kind::ARRAY, name.as_bytes(), &array.bytes())
     }
 
-    /// Bytes so far.
-    pub fn len(&self) -> usize {
-        self.0.len() + 1
-    }
-
     /// The document.
     pub fn bytes(mut self) -> Vec<u8> {
         self.0.push(0);

@@ -5,12 +5,15 @@ use crate::mongodb::{MongodbSettings, Tls};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, settings};
 use futures::StreamExt;
-use mongodb::bson::Document;
+use mongodb::bson::{Bson, Document};
 use mongodb::error::ErrorKind as DriverErrorKind;
 use mongodb::options::{ClientOptions, Credential, ServerAddress, TlsOptions};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use mongodb::{Client, ClientSession};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// Patience with one that does not answer at all: below that of a check.
 const CONNECT_LIMIT: Duration = Duration::from_secs(8);
@@ -19,7 +22,7 @@ const COMMAND_LIMIT: Duration = Duration::from_hours(24);
 /// Connections beside those that read and write data.
 const SPARE_CONNECTIONS: u32 = 4;
 
-/// Numbers that servers give to what goes wrong. (mongodb/mongo, error_codes.yml)
+/// Numbers that servers give to what goes wrong. (mongodb/mongo, `error_codes.yml`)
 pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
     pub const AUTHENTICATION_FAILED: i32 = 18;
@@ -108,6 +111,7 @@ impl Access {
             client,
             cx: cx.clone(),
             seeds: seeds.join(","),
+            data_bytes: Arc::default(),
         })
     }
 
@@ -146,6 +150,7 @@ pub struct Connection {
     cx: Context,
     /// Addresses that were given.
     pub seeds: String,
+    data_bytes: Arc<Mutex<HashMap<String, f64>>>,
 }
 
 impl Connection {
@@ -160,6 +165,21 @@ impl Connection {
             .await
             .map_err(ours)?;
         answer.map_err(|e| failure(&e))
+    }
+
+    /// Bytes of a database's documents, asked once; infinite where the server does not say.
+    pub async fn data_bytes(&self, database: &str) -> Result<f64> {
+        let mut known = self.data_bytes.lock().await;
+        if let Some(bytes) = known.get(database) {
+            return Ok(*bytes);
+        }
+        let bytes = match self.run(database, Writing::new().int("dbStats", 1)).await {
+            Ok(answer) => number(&answer, "dataSize").unwrap_or(f64::INFINITY),
+            Err(failure) if failure.code.is_some() => f64::INFINITY,
+            Err(failure) => return Err(failure.error),
+        };
+        known.insert(database.to_owned(), bytes);
+        Ok(bytes)
     }
 
     /// All documents of a cursor that is small.
@@ -222,6 +242,16 @@ pub fn documents_of(batch: &RawBatch) -> Result<impl Iterator<Item = &[u8]>> {
         .doc_slices()
         .map_err(|e| Error::corrupt(format!("the server's answer is no batch: {e}")))?;
     Ok(bson::documents_of(array.as_bytes()))
+}
+
+/// A number under a name, of whichever type.
+pub fn number(document: &Document, name: &str) -> Option<f64> {
+    match document.get(name)? {
+        Bson::Int32(n) => Some(f64::from(*n)),
+        Bson::Int64(n) => Some(*n as f64),
+        Bson::Double(n) => Some(*n),
+        _ => None,
+    }
 }
 
 fn ours(error: Error) -> Failure {

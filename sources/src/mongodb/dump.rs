@@ -6,12 +6,12 @@
 use crate::mongodb::Order;
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::Collection;
-use crate::mongodb::connection::{Connection, Failure, documents_of};
+use crate::mongodb::connection::{Connection, Failure, documents_of, number};
 use crate::mongodb::metadata::Kind;
 use crate::mongodb::snapshot::point::Point;
 use crate::segment::{self, Room};
 use bk_core::context::Context;
-use bk_core::error::{Error, Result, bug};
+use bk_core::error::{Error, Result};
 use bk_core::name::{MemberPath, hash64};
 use bk_core::source::{Lane, Meta, Output};
 use bytes::Bytes;
@@ -100,7 +100,7 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
 /// Answers of a cursor; one is on its way while another is looked at.
 enum Batches {
     Ahead(mpsc::Receiver<Result<RawBatch, Failure>>),
-    InSession(SessionRawBatchCursor, Arc<Mutex<ClientSession>>),
+    InSession(Box<SessionRawBatchCursor>, Arc<Mutex<ClientSession>>),
 }
 
 impl Batches {
@@ -120,42 +120,21 @@ impl Batches {
                 .batch()
                 .await
                 .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
-            return Ok(Self::InSession(cursor, session.clone()));
+            return Ok(Self::InSession(Box::new(cursor), session.clone()));
         }
-        let mut cursor = connection
-            .cursor(&collection.database, command(FIRST_DOCUMENTS))
-            .await?;
-        let first = connection.next(&mut cursor).await?;
-        let sizes = match &first {
-            Some(batch) if is_open(batch) => {
-                let (count, bytes) =
-                    documents_of(batch)?.fold((0, 0), |(n, b), d| (n + 1, b + d.len()));
-                Some((bytes / usize::max(count, 1)).max(1))
-            }
-            _ => None,
+        let raw = |documents: u32| command(documents as i32).raw();
+        let cursor = match documents_of_a_batch(connection, collection).await? {
+            // The driver wants to know from the start how much it asks for each time.
+            Some(documents) => database
+                .run_raw_cursor_command(raw(documents)?)
+                .batch_size(documents),
+            None => database.run_raw_cursor_command(raw(FIRST_DOCUMENTS as u32)?),
         };
+        let cursor = cursor
+            .batch()
+            .await
+            .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
         let (sender, receiver) = mpsc::channel(1);
-        let cursor = match sizes {
-            // More is to come: in answers of a size that several readers can hold. The driver wants to know it from the start.
-            Some(mean) => {
-                let documents = (BATCH_BYTES / mean).clamp(1, 1 << 20) as u32;
-                drop(cursor);
-                let raw = command(documents as i32).raw()?;
-                let again = database
-                    .run_raw_cursor_command(raw)
-                    .batch_size(documents)
-                    .batch();
-                again
-                    .await
-                    .map_err(|e| crate::mongodb::connection::failure(&e).error)?
-            }
-            None => {
-                if let Some(first) = first {
-                    sender.try_send(Ok(first)).map_err(|e| bug(e.to_string()))?;
-                }
-                return Ok(Self::Ahead(receiver));
-            }
-        };
         tokio::spawn(fetch(connection.clone(), cursor, sender));
         Ok(Self::Ahead(receiver))
     }
@@ -185,12 +164,23 @@ async fn fetch(
     }
 }
 
-/// Whether the server has more of this cursor.
-fn is_open(batch: &RawBatch) -> bool {
-    bson::inner(batch.as_raw_document().as_bytes(), "cursor")
-        .and_then(|cursor| bson::find(cursor, b"id"))
-        .and_then(|id| id.integer())
-        .is_some_and(|id| id != 0)
+/// How many documents an answer should have, so that several readers can hold theirs; nothing where the server does not say how large they are.
+async fn documents_of_a_batch(
+    connection: &Connection,
+    collection: &Collection,
+) -> Result<Option<u32>> {
+    // A database that fits into one answer needs no further questions.
+    if connection.data_bytes(&collection.database).await? <= BATCH_BYTES as f64 {
+        return Ok(None);
+    }
+    let command = Writing::new().text("collStats", &collection.data_name());
+    let stats = match connection.run(&collection.database, command).await {
+        Ok(stats) => stats,
+        Err(failure) if failure.code.is_some() => return Ok(None),
+        Err(failure) => return Err(failure.error),
+    };
+    let mean = number(&stats, "avgObjSize").filter(|mean| *mean >= 1.0);
+    Ok(mean.map(|mean| (BATCH_BYTES as f64 / mean).clamp(1.0, 1e6) as u32))
 }
 
 /// What a segment is.

@@ -28,18 +28,17 @@ type Unit = (String, String);
 
 /// Writes what is selected.
 pub async fn extract(cx: &Context, mut input: Input, how: &ExtractAs) -> Result<Tally> {
-    let (folder, file) = match how.form.as_str() {
-        "mongodump" => (how.into.clone(), None),
-        _ => {
-            let name = how
-                .into
-                .file_name()
-                .ok_or_else(|| settings(format!("`{}` names no file", how.into.display())))?;
-            let folder = how.into.parent().filter(|p| !p.as_os_str().is_empty());
-            let folder = folder.unwrap_or_else(|| std::path::Path::new("."));
-            let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-            (folder.to_path_buf(), Some(MemberPath::new(name)?))
-        }
+    let (folder, file) = if how.form.as_str() == "mongodump" {
+        (how.into.clone(), None)
+    } else {
+        let name = how
+            .into
+            .file_name()
+            .ok_or_else(|| settings(format!("`{}` names no file", how.into.display())))?;
+        let folder = how.into.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| std::path::Path::new("."));
+        let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
+        (folder.to_path_buf(), Some(MemberPath::new(name)?))
     };
     let options = TreeOptions {
         existing: how.existing,

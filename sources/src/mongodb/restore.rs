@@ -616,10 +616,10 @@ impl<'a> Restoring<'a> {
             Done::Documents(unit, inserted, written) => {
                 match written {
                     Written::Member(bytes) => {
-                        self.count(&unit, Stage::Data, inserted.documents, bytes)
+                        self.count(&unit, Stage::Data, inserted.documents, bytes);
                     }
                     Written::Part(bytes) => {
-                        self.count_rows(&unit, Stage::Data, inserted.documents, bytes)
+                        self.count_rows(&unit, Stage::Data, inserted.documents, bytes);
                     }
                 }
                 if inserted.rejected > 0 {
@@ -779,7 +779,7 @@ impl<'a> Restoring<'a> {
             match create(&self.connection, &view).await? {
                 None => {}
                 Some(_) if self.existing == Existing::Merge => {
-                    self.replace_view(&unit, &view).await?
+                    self.replace_view(&unit, &view).await?;
                 }
                 Some(why) => self.fail(&unit, why),
             }

@@ -4,6 +4,7 @@ use crate::mongodb::bson::Writing;
 use crate::mongodb::connection::{Connection, Failure};
 use bk_core::error::Result;
 use mongodb::bson::{Bson, Document, spec::BinarySubtype};
+use std::fmt::Write;
 
 /// Most servers take commands of this size and documents a little smaller.
 const USUAL_DOCUMENT_BYTES: u32 = 16 << 20;
@@ -136,9 +137,9 @@ fn uuid_of_first(answer: &Document) -> Option<String> {
         return None;
     };
     (uuid.subtype == BinarySubtype::Uuid).then(|| {
-        uuid.bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        uuid.bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     })
 }

@@ -1,8 +1,8 @@
 //! What an update did to a document, as the log says it: form 2 (`diff`, since MongoDB 5.0), form 1 (`$set`, `$unset`), and the form of change
-//! streams (`updatedFields`, `removedFields`, `truncatedArrays`), which SecantusDB has in its log.
+//! streams (`updatedFields`, `removedFields`, `truncatedArrays`), which `SecantusDB` has in its log.
 //!
 //! Form 2: `d` deletes fields, `u` gives fields other values, `i` appends fields, `sNAME` goes into a field; in an array (`a: true`) `l` is the
-//! new length, `uN` and `sN` are about the place N. (mongodb/mongo, src/mongo/db/update/document_diff_applier.cpp)
+//! new length, `uN` and `sN` are about the place N. (mongodb/mongo, `src/mongo/db/update/document_diff_applier.cpp`)
 
 use crate::mongodb::bson::{self, Element, Writing, kind};
 use bk_core::error::{Result, unsupported};
@@ -86,7 +86,7 @@ fn truncate(container: &[u8], path: &[u8], length: usize) -> Result<Vec<u8>> {
         let field = field?;
         match (field.name == head, rest, field.document()) {
             (true, Some(rest), Some(inner)) => {
-                out.push(field.kind, head, &truncate(inner, rest, length)?)
+                out.push(field.kind, head, &truncate(inner, rest, length)?);
             }
             (true, None, Some(inner)) if field.kind == kind::ARRAY => {
                 let mut items = Writing::new();

@@ -95,14 +95,14 @@ impl Replay {
     async fn write(&mut self) -> Result<()> {
         let mut states = std::mem::take(&mut self.states);
         self.bytes = 0;
-        let changed: Vec<&[u8]> = states
+        let to_fetch: Vec<&[u8]> = states
             .iter()
             .filter(|(_, state)| matches!(state, State::Changes(_)))
             .map(|(id, _)| id.as_slice())
             .collect();
         let mut there: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-        if !changed.is_empty() {
-            for document in self.target.fetch(&changed).await? {
+        if !to_fetch.is_empty() {
+            for document in self.target.fetch(&to_fetch).await? {
                 if let Some(id) = bson::id(&document) {
                     there.insert(bson::Writing::new().element(id).bytes(), document);
                 }
@@ -119,12 +119,12 @@ impl Replay {
         gone.iter().for_each(|id| {
             self.owed.remove(id);
         });
-        for (id, state) in states {
-            let document = match (state, there.remove(&id)) {
+        for (id, become_of_it) in states {
+            let document = match (become_of_it, there.remove(&id)) {
                 (State::Is(document), _) => document,
-                (State::Changes(changes), Some(document)) => changes
+                (State::Changes(deltas), Some(document)) => deltas
                     .iter()
-                    .try_fold(document, |document, change| delta::apply(&document, change))?,
+                    .try_fold(document, |document, delta| delta::apply(&document, delta))?,
                 (State::Changes(_), None) => {
                     self.owed.insert(id);
                     continue;

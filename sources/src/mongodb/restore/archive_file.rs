@@ -160,7 +160,7 @@ impl Reader {
         match &self.state {
             State::Magic | State::Header => self.state = State::Listing,
             State::Listing => {
-                let listed = self.listed(document)?;
+                let listed = Self::listed(document)?;
                 let key = (listed.database.clone(), listed.collection.clone());
                 if self
                     .sums
@@ -186,7 +186,7 @@ impl Reader {
         Ok(())
     }
 
-    fn listed(&self, document: &[u8]) -> Result<Listed> {
+    fn listed(document: &[u8]) -> Result<Listed> {
         let word = |name: &str| bson::text(document, name).unwrap_or_default();
         let mut metadata = Metadata::parse(word("metadata").as_bytes())
             .map_err(|e| e.within(format!("`{}.{}`", word("db"), word("collection"))))?;

@@ -78,9 +78,11 @@ impl File {
     fn special(database: &str, name: &str) -> Option<Self> {
         match (database, name) {
             ("admin", "system.users" | "system.roles") => Some(Self::Users),
-            ("admin", "system.version") | ("local" | "config", _) => Some(Self::LeftOut),
-            // Users of one database, indexes of servers of long ago, what a profiler wrote.
-            (_, "system.indexes" | "system.profile") => Some(Self::LeftOut),
+            // What is the server's own; indexes of servers of long ago, what a profiler wrote.
+            ("admin", "system.version")
+            | ("local" | "config", _)
+            | (_, "system.indexes" | "system.profile") => Some(Self::LeftOut),
+            // Users of one database.
             (_, name) if name.starts_with('$') || name.starts_with("%24") && !is_cut(name) => {
                 Some(Self::LeftOut)
             }
@@ -356,20 +358,16 @@ impl Restoring<'_> {
         let members = input.stage(Stage::Finish).await?;
         while let Some(member) = members.next().await? {
             let path = member.path.to_string();
-            match File::of(&path) {
-                Some(File::Log) => {
-                    let mut entries = DocumentFile::of(member);
-                    while let Some(block) = entries.next().await? {
-                        self.cx.check_cancelled()?;
-                        bson::documents(&block)
-                            .try_for_each(|entry| later.sorting.take_all(entry?))?;
-                    }
+            if let Some(File::Log) = File::of(&path) {
+                let mut entries = DocumentFile::of(member);
+                while let Some(block) = entries.next().await? {
+                    self.cx.check_cancelled()?;
+                    bson::documents(&block).try_for_each(|entry| later.sorting.take_all(entry?))?;
                 }
-                _ => {
-                    let unit = member.unit.clone();
-                    later.users_of(&path, &super::body_of(member).await?)?;
-                    self.count(&unit, Stage::Finish, 0, 0);
-                }
+            } else {
+                let unit = member.unit.clone();
+                later.users_of(&path, &super::body_of(member).await?)?;
+                self.count(&unit, Stage::Finish, 0, 0);
             }
         }
         self.replay(later.sorting).await?;

@@ -198,7 +198,7 @@ impl Target {
                 match self.replace(document).await {
                     Ok(()) => done.documents += 1,
                     Err(failure) if failure.code.is_some() => {
-                        done.reject(document, &failure.error.what)
+                        done.reject(document, &failure.error.what);
                     }
                     Err(failure) => return Err(failure.error),
                 }
@@ -340,7 +340,7 @@ fn is_about_id(error: &Document) -> bool {
     }
 }
 
-/// Codes that speak of what was sent, not of the server. (mongodb/mongo, error_codes.yml)
+/// Codes that speak of what was sent, not of the server. (mongodb/mongo, `error_codes.yml`)
 fn is_about_documents(failure: &Failure) -> bool {
     // BadValue, FailedToParse, TypeMismatch, Overflow, InvalidBSON, DocumentValidationFailure, InvalidIdField, BSONObjectTooLarge, dollar-prefixed
     // and dotted names, documents too deep, and what drivers call a bad field.

@@ -2,7 +2,7 @@
 
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::Collection;
-use crate::mongodb::connection::{Connection, Failure};
+use crate::mongodb::connection::{Connection, Failure, number};
 use crate::mongodb::oplog;
 use crate::mongodb::server::Server;
 use crate::mongodb::{Consistency, Order, dump};
@@ -127,8 +127,8 @@ pub async fn fix(
 
 type Fixed = Result<Result<Point, Closed>>;
 
-fn absent(why: impl Into<String>) -> Fixed {
-    Ok(Err(Closed::Absent(why.into())))
+fn absent(why: impl Into<String>) -> Result<Point, Closed> {
+    Err(Closed::Absent(why.into()))
 }
 
 /// A `find` at a chosen instant must say that it was at that instant, and one at the beginning of time must be refused.
@@ -137,7 +137,7 @@ async fn snapshot(connection: &Connection, server: &Server, collections: &[Colle
         server.operation_time,
         collections.iter().find(|c| !c.capped),
     ) else {
-        return absent("the server keeps no snapshots");
+        return Ok(absent("the server keeps no snapshots"));
     };
     let ask = async |at| {
         let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1)
@@ -158,7 +158,10 @@ async fn snapshot(connection: &Connection, server: &Server, collections: &[Colle
             )));
         }
         Err(failure) if failure.code.is_some() => {
-            return absent(format!("the server keeps no snapshots: {}", failure.error));
+            return Ok(absent(format!(
+                "the server keeps no snapshots: {}",
+                failure.error
+            )));
         }
         Err(failure) => return Err(failure.error),
     }
@@ -173,15 +176,15 @@ async fn snapshot(connection: &Connection, server: &Server, collections: &[Colle
 
 async fn from_log(connection: &Connection, server: &Server) -> Fixed {
     if server.set.is_none() || server.is_router {
-        return absent("the server has no log: it is no replica set");
+        return Ok(absent("the server has no log: it is no replica set"));
     }
     match oplog::start(connection).await {
         Ok(Some(start)) => Ok(Ok(Point::Oplog { start })),
-        Ok(None) => absent("the server's log is empty"),
-        Err(failure) if failure.code.is_some() => absent(format!(
+        Ok(None) => Ok(absent("the server's log is empty")),
+        Err(failure) if failure.code.is_some() => Ok(absent(format!(
             "the server's log cannot be read: {}",
             failure.error
-        )),
+        ))),
         Err(failure) => Err(failure.error),
     }
 }
@@ -193,20 +196,22 @@ async fn transaction(
     only_if_in_time: bool,
 ) -> Fixed {
     if server.set.is_none() && !server.is_router {
-        return absent("the server has no transactions: it is no replica set");
+        return Ok(absent(
+            "the server has no transactions: it is no replica set",
+        ));
     }
     if only_if_in_time {
         let seconds = bytes_of(connection, collections).await? / READ_BYTES_PER_SECOND;
         let lifetime = lifetime_seconds(connection).await;
         if seconds.is_infinite() {
-            return absent(
+            return Ok(absent(
                 "how much there is to read cannot be told, so a transaction might not end in time",
-            );
+            ));
         }
         if seconds > lifetime / 2.0 {
-            return absent(format!(
+            return Ok(absent(format!(
                 "a transaction would end after {lifetime:.0} s, and reading takes about {seconds:.0}"
-            ));
+            )));
         }
     }
     let started = async {
@@ -220,7 +225,7 @@ async fn transaction(
         Ok(session) => Ok(Ok(Point::Transaction {
             session: Arc::new(Mutex::new(session)),
         })),
-        Err(error) => absent(format!("the server begins no transaction: {error}")),
+        Err(error) => Ok(absent(format!("the server begins no transaction: {error}"))),
     }
 }
 
@@ -229,16 +234,7 @@ async fn bytes_of(connection: &Connection, collections: &[Collection]) -> Result
     databases.dedup();
     let mut bytes = 0.0;
     for database in databases {
-        let answer = match connection
-            .run(database, Writing::new().int("dbStats", 1))
-            .await
-        {
-            Ok(answer) => answer,
-            // What cannot be known is not promised.
-            Err(failure) if failure.code.is_some() => return Ok(f64::INFINITY),
-            Err(failure) => return Err(failure.error),
-        };
-        bytes += number(&answer, "dataSize").unwrap_or(f64::INFINITY);
+        bytes += connection.data_bytes(database).await?;
     }
     Ok(bytes)
 }
@@ -252,16 +248,6 @@ async fn lifetime_seconds(connection: &Connection) -> f64 {
             number(&answer, "transactionLifetimeLimitSeconds").unwrap_or(TRANSACTION_SECONDS)
         }
         Err(_) => TRANSACTION_SECONDS,
-    }
-}
-
-fn number(document: &mongodb::bson::Document, name: &str) -> Option<f64> {
-    use mongodb::bson::Bson;
-    match document.get(name)? {
-        Bson::Int32(n) => Some(f64::from(*n)),
-        Bson::Int64(n) => Some(*n as f64),
-        Bson::Double(n) => Some(*n),
-        _ => None,
     }
 }
 

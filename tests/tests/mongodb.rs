@@ -1044,3 +1044,42 @@ async fn a_large_collection_is_joined_and_the_log_comes_along_in_the_form_of_mon
         assert_eq!(contents[&format!("bank.{refused}")].documents, 1, "{form}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_of_one_collection_leaves_its_neighbours_and_empty_collections_get_their_indexes() {
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    let client = server.client().await;
+    run(
+        &client,
+        "app",
+        doc! {"insert": "neighbour", "documents": [{"_id": 1}]},
+    )
+    .await;
+    run(
+        &client,
+        "app",
+        doc! {"createIndexes": "bare", "indexes": [{"key": {"a": 1}, "name": "a", "unique": true}]},
+    )
+    .await;
+    let home = Home::new(&settings(&server, ""));
+    for name in ["idx.bson", "idx.metadata.json"] {
+        home.write(
+            &format!("dump/app/{name}"),
+            std::fs::read(golden(&format!("dir/app/{name}"))).unwrap(),
+        );
+    }
+    home.bk(&["restore", "dump", "--yes"]).ended(0);
+    let before = server.contents().await;
+    assert_eq!(
+        before["app.neighbour"].documents, 1,
+        "what the dump does not hold is not dropped"
+    );
+    assert_eq!(before["app.idx"].documents, 100);
+    home.bk(&["backup"]).ended(0);
+    server.wipe().await;
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert_eq!(difference(&before, &server.contents().await), None);
+    assert_eq!(before["app.bare"].indexes.len(), 2);
+}

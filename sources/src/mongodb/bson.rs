@@ -212,6 +212,31 @@ pub fn documents(bytes: &[u8]) -> impl Iterator<Item = Result<&[u8]>> {
     })
 }
 
+/// Servers nest no deeper.
+const DEEPEST: usize = 200;
+
+/// Whether a document nests no deeper than servers allow: what walks into it would not come back from deeper ones.
+pub fn is_shallow(document: &[u8]) -> bool {
+    let mut walks = vec![elements(document)];
+    while let Some(walk) = walks.last_mut() {
+        match walk.next() {
+            None => {
+                walks.pop();
+            }
+            Some(Ok(element)) => {
+                if let Some(inner) = element.document() {
+                    if walks.len() > DEEPEST {
+                        return false;
+                    }
+                    walks.push(elements(inner));
+                }
+            }
+            Some(Err(_)) => return false,
+        }
+    }
+    true
+}
+
 /// The raw element `_id` of a document; nothing where it has none.
 pub fn id(document: &[u8]) -> Option<&[u8]> {
     find(document, ID).map(|element| element.whole)

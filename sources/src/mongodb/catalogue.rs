@@ -80,6 +80,10 @@ pub struct Collection {
     pub capped: bool,
     /// Whether documents are stored in the order of their `_id`.
     pub clustered: bool,
+    /// Whether no index leads through its documents in the order of their `_id`.
+    pub without_id_index: bool,
+    /// Whether the server lets it go by itself.
+    pub temporary: bool,
     /// A time series whose buckets are a collection of their own.
     pub buckets: bool,
     /// Hash of options and number, compared after it was read.
@@ -210,6 +214,8 @@ fn collection(database: &str, document: &[u8], names: &[&str]) -> Option<Collect
         uuid,
         capped: option(b"capped").is_some_and(|e| e.truthy()),
         clustered: option(b"clusteredIndex").is_some(),
+        without_id_index: false,
+        temporary: option(b"temp").is_some_and(|e| e.truthy()),
         buckets: kind == Kind::TimeSeries && names.contains(&format!("{BUCKETS}{name}").as_str()),
         stamp: bk_core::name::hash64(&stamped),
         options,

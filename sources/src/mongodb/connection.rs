@@ -154,6 +154,22 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The same, stopped by another context: what tidies up must be able to when the run was told to stop.
+    pub fn with_context(&self, cx: &Context) -> Self {
+        Self {
+            cx: cx.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, stopped by nobody.
+    pub fn unstoppable(&self) -> Self {
+        self.with_context(&Context {
+            cancel: tokio_util::sync::CancellationToken::new(),
+            ..self.cx.clone()
+        })
+    }
+
     /// Runs a command. What the server refuses is a failure with its number.
     pub async fn run(&self, database: &str, command: Writing) -> Result<Document, Failure> {
         let raw = command.raw().map_err(ours)?;
@@ -190,6 +206,27 @@ impl Connection {
             found.extend(documents_of(&batch).map_err(ours)?.map(<[u8]>::to_vec));
         }
         Ok(found)
+    }
+
+    /// Opens a cursor whose every answer has so many documents.
+    pub async fn cursor_of(
+        &self,
+        database: &str,
+        command: Writing,
+        documents: u32,
+    ) -> Result<RawBatchCursor, Failure> {
+        let raw = command.raw().map_err(ours)?;
+        let database = self.client.database(database);
+        let opened = async {
+            let command = database.run_raw_cursor_command(raw).batch_size(documents);
+            Ok(command.batch().await)
+        };
+        let opened = self
+            .cx
+            .within(COMMAND_LIMIT, late, opened)
+            .await
+            .map_err(ours)?;
+        opened.map_err(|e| failure(&e))
     }
 
     /// Opens a cursor.
@@ -236,11 +273,18 @@ impl Connection {
     }
 }
 
-/// The documents of a batch.
+/// The documents of a batch; an error where one of them is none.
 pub fn documents_of(batch: &RawBatch) -> Result<impl Iterator<Item = &[u8]>> {
     let array = batch
         .doc_slices()
         .map_err(|e| Error::corrupt(format!("the server's answer is no batch: {e}")))?;
+    for element in bson::elements(array.as_bytes()) {
+        if element?.document().is_none() {
+            return Err(Error::corrupt(
+                "the server's answer holds what is no document",
+            ));
+        }
+    }
     Ok(bson::documents_of(array.as_bytes()))
 }
 

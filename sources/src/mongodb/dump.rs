@@ -11,7 +11,7 @@ use crate::mongodb::metadata::Kind;
 use crate::mongodb::snapshot::point::Point;
 use crate::segment::{self, Room};
 use bk_core::context::Context;
-use bk_core::error::{Error, Result};
+use bk_core::error::{Error, Result, bug};
 use bk_core::name::{MemberPath, hash64};
 use bk_core::source::{Lane, Meta, Output};
 use bytes::Bytes;
@@ -75,6 +75,7 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
     let natural = order == Order::Natural
         || collection.capped
         || collection.clustered
+        || collection.without_id_index
         || collection.kind == Kind::TimeSeries;
     let hint = Writing::new().int(if natural { "$natural" } else { "_id" }, 1);
     let mut command = Writing::new()
@@ -99,7 +100,7 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
 
 /// Answers of a cursor; one is on its way while another is looked at.
 enum Batches {
-    Ahead(mpsc::Receiver<Result<RawBatch, Failure>>),
+    Ahead(mpsc::Receiver<Result<Option<RawBatch>, Failure>>),
     InSession(Box<SessionRawBatchCursor>, Arc<Mutex<ClientSession>>),
 }
 
@@ -122,18 +123,15 @@ impl Batches {
                 .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
             return Ok(Self::InSession(Box::new(cursor), session.clone()));
         }
-        let raw = |documents: u32| command(documents as i32).raw();
+        let name = &collection.database;
         let cursor = match documents_of_a_batch(connection, collection).await? {
             // The driver wants to know from the start how much it asks for each time.
-            Some(documents) => database
-                .run_raw_cursor_command(raw(documents)?)
-                .batch_size(documents),
-            None => database.run_raw_cursor_command(raw(FIRST_DOCUMENTS as u32)?),
+            Some(documents) => {
+                let command = command(documents as i32);
+                connection.cursor_of(name, command, documents).await?
+            }
+            None => connection.cursor(name, command(FIRST_DOCUMENTS)).await?,
         };
-        let cursor = cursor
-            .batch()
-            .await
-            .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(fetch(connection.clone(), cursor, sender));
         Ok(Self::Ahead(receiver))
@@ -141,7 +139,11 @@ impl Batches {
 
     async fn next(&mut self, connection: &Connection) -> Result<Option<RawBatch>> {
         match self {
-            Self::Ahead(queue) => Ok(queue.recv().await.transpose()?),
+            Self::Ahead(queue) => match queue.recv().await {
+                Some(next) => Ok(next?),
+                // The end is said; silence is none.
+                None => Err(bug("the reader of a cursor ended without a word")),
+            },
             Self::InSession(cursor, session) => {
                 let mut held = session.lock().await;
                 Ok(connection.next_in(cursor, &mut held).await?)
@@ -154,11 +156,12 @@ impl Batches {
 async fn fetch(
     connection: Connection,
     mut cursor: RawBatchCursor,
-    batches: mpsc::Sender<Result<RawBatch, Failure>>,
+    batches: mpsc::Sender<Result<Option<RawBatch>, Failure>>,
 ) {
-    while let Some(batch) = connection.next(&mut cursor).await.transpose() {
-        let failed = batch.is_err();
-        if batches.send(batch).await.is_err() || failed {
+    loop {
+        let batch = connection.next(&mut cursor).await;
+        let last = !matches!(batch, Ok(Some(_)));
+        if batches.send(batch).await.is_err() || last {
             return;
         }
     }

@@ -104,6 +104,9 @@ impl Metadata {
 
     /// Takes what the raw file says.
     pub fn take_raw(&mut self, raw: &[u8]) -> Result<()> {
+        if !bson::is_shallow(raw) {
+            return Err(Error::corrupt("it nests deeper than documents may"));
+        }
         let part = |name: &str| {
             bson::inner(raw, name).ok_or_else(|| Error::corrupt(format!("it has no `{name}`")))
         };

@@ -22,7 +22,7 @@ const GATHERED_BYTES: usize = 8 << 20;
 /// Operations of transactions that are not committed yet.
 const PENDING_MAX_BYTES: usize = 64 << 20;
 /// Entries of a log that others copied, which are held until all documents are written.
-const COPIED_MAX_BYTES: usize = 256 << 20;
+pub const COPIED_MAX_BYTES: usize = 256 << 20;
 /// Above this a body is reserved before it is held.
 const UNRESERVED_BYTES: usize = 4 << 20;
 
@@ -241,16 +241,7 @@ pub struct Sorting {
 }
 
 /// Commands that say nothing of documents or options.
-const HARMLESS: [&str; 8] = [
-    "createIndexes",
-    "commitIndexBuild",
-    "startIndexBuild",
-    "abortIndexBuild",
-    "dropIndexes",
-    "deleteIndexes",
-    "create",
-    "collMod",
-];
+const HARMLESS: [&str; 3] = ["startIndexBuild", "abortIndexBuild", "create"];
 
 impl Sorting {
     /// Takes an entry of a log that others copied: all of it counts.
@@ -293,6 +284,11 @@ impl Sorting {
         command
             .map(|verb| format!("the dump's log has a `{verb}` on it, which is not replayed"))
             .or_else(|| self.unknown.get(ns).cloned())
+    }
+
+    /// Collections with entries that nobody took.
+    pub fn left(&self) -> impl Iterator<Item = &String> {
+        self.gathered.keys()
     }
 
     /// The entries of a collection, in their order.
@@ -356,14 +352,20 @@ impl Sorting {
                 }
                 return Ok(());
             }
-            let before = self.commit(&transaction);
+            let (before, is_known) = self.commit(&transaction);
+            if at > self.start && !is_known && is_a_last_part(entry) {
+                return Err(begun_before());
+            }
             if at > self.start {
                 for operation in before.into_iter().chain(operations) {
                     self.operation(&operation, at, false, &is_wanted);
                 }
             }
         } else if bson::find(command, b"commitTransaction").is_some() {
-            let operations = self.commit(&transaction);
+            let (operations, is_known) = self.commit(&transaction);
+            if at > self.start && !is_known {
+                return Err(begun_before());
+            }
             if at > self.start {
                 for operation in operations {
                     self.operation(&operation, at, false, &is_wanted);
@@ -375,10 +377,13 @@ impl Sorting {
         Ok(())
     }
 
-    fn commit(&mut self, transaction: &[u8]) -> Vec<Vec<u8>> {
-        let operations = self.pending.remove(transaction).unwrap_or_default();
+    /// What a transaction did so far, and whether anything of it was seen.
+    fn commit(&mut self, transaction: &[u8]) -> (Vec<Vec<u8>>, bool) {
+        let operations = self.pending.remove(transaction);
+        let is_known = operations.is_some();
+        let operations = operations.unwrap_or_default();
         self.pending_bytes -= operations.iter().map(Vec::len).sum::<usize>();
-        operations
+        (operations, is_known)
     }
 
     /// `whole`: it has a time of its own.
@@ -422,6 +427,22 @@ impl Sorting {
         }
         self.bytes += gathered.bytes.len() - before;
     }
+}
+
+/// Whether an entry ends a transaction that has entries before it. What inserts many at once has none.
+fn is_a_last_part(entry: &[u8]) -> bool {
+    let before = bson::inner(entry, "prevOpTime").and_then(|at| bson::find(at, b"ts")?.timestamp());
+    before.is_some_and(|at| at != 0)
+        && bson::find(entry, b"multiOpType").is_none()
+        && bson::find(entry, b"txnNumber").is_some()
+}
+
+fn begun_before() -> Error {
+    Error::new(
+        ErrorKind::Unreachable,
+        "a transaction was begun before the collections were read, and its beginning is not known",
+    )
+    .hint("grant the account the right to read config.transactions (the role `backup` has it), or repeat the backup")
 }
 
 /// Session and number of a transaction, as they stand.

@@ -2,7 +2,7 @@
 
 pub mod archive_file;
 pub mod foreign;
-mod indexes;
+pub mod indexes;
 pub mod insert;
 mod users;
 
@@ -76,8 +76,10 @@ struct Restoring<'a> {
     filter: Filter,
     /// Units that failed when they were backed up.
     failed: HashSet<Unit>,
-    /// Units that the server refused.
+    /// Units of which something was refused: they stay in the mark.
     broken: BTreeSet<Unit>,
+    /// Units into which nothing more is written.
+    unusable: BTreeSet<Unit>,
     mark: mark::Where,
     /// Collections and views of this restore.
     made: BTreeMap<Unit, Made>,
@@ -160,6 +162,7 @@ impl<'a> Restoring<'a> {
             filter: Filter::from_selection(&input.facts().selection),
             failed: input.failed_units().iter().cloned().collect(),
             broken: BTreeSet::new(),
+            unusable: BTreeSet::new(),
             mark: mark::Where::OwnDatabase,
             made: BTreeMap::new(),
             waits: input
@@ -271,6 +274,12 @@ impl<'a> Restoring<'a> {
     fn fail(&mut self, unit: &Unit, why: String) {
         self.tally.failed.push(why);
         self.broken.insert(unit.clone());
+    }
+
+    /// The same of one into which nothing more can be written.
+    fn give_up(&mut self, unit: &Unit, why: String) {
+        self.fail(unit, why);
+        self.unusable.insert(unit.clone());
     }
 
     /// Kept on purpose, and named as long as the list is no book.
@@ -500,7 +509,7 @@ impl<'a> Restoring<'a> {
         let Some(ended) = ended else { return Ok(()) };
         let (unit, refused) = ended.map_err(|e| bug(format!("a task ended: {e}")))??;
         if let Some(why) = refused {
-            self.fail(&unit, why);
+            self.give_up(&unit, why);
         }
         Ok(())
     }
@@ -546,7 +555,7 @@ impl<'a> Restoring<'a> {
         let empty: Vec<Unit> = self
             .made
             .keys()
-            .filter(|unit| !self.waits.contains_key(*unit))
+            .filter(|unit| self.waits.get(*unit).is_none_or(|waits| *waits == 0))
             .cloned()
             .collect();
         for unit in empty {
@@ -565,7 +574,7 @@ impl<'a> Restoring<'a> {
                     unit.0, unit.1
                 )));
             };
-            if self.broken.contains(&unit) {
+            if self.unusable.contains(&unit) {
                 continue;
             }
             let target = self.target(made);
@@ -655,8 +664,8 @@ impl<'a> Restoring<'a> {
         let Some(made) = self.made.get(unit).filter(|made| made.kind != Kind::View) else {
             return;
         };
-        let specifications = indexes::specifications(&made.indexes, Which::Lasting);
-        if specifications.is_empty() || self.logged.contains(unit) || self.broken.contains(unit) {
+        let specifications = indexes::specifications(&made.options, &made.indexes, Which::Lasting);
+        if specifications.is_empty() || self.logged.contains(unit) || self.unusable.contains(unit) {
             return;
         }
         let (connection, unit, made) = (self.connection.clone(), unit.clone(), made.clone());
@@ -699,7 +708,7 @@ impl<'a> Restoring<'a> {
                 }
                 continue;
             }
-            if self.broken.contains(&unit) {
+            if self.unusable.contains(&unit) {
                 continue;
             }
             if !replays.contains_key(&unit) {
@@ -723,7 +732,7 @@ impl<'a> Restoring<'a> {
             }
         }
         for (unit, replay) in replays {
-            if !self.broken.contains(&unit)
+            if !self.unusable.contains(&unit)
                 && let Err(error) = replay.finish().await
             {
                 self.replay_failed(&unit, error)?;
@@ -751,7 +760,7 @@ impl<'a> Restoring<'a> {
             return Err(error);
         }
         let name = format!("{}.{}", self.database(&unit.0), name_of(&unit.1));
-        self.fail(unit, format!("`{name}`: what was written during the backup could not be taken from its log: {error}"));
+        self.give_up(unit, format!("`{name}`: what was written during the backup could not be taken from its log: {error}"));
         Ok(())
     }
 
@@ -805,9 +814,10 @@ impl<'a> Restoring<'a> {
         let expiring: Vec<(Unit, Made, Vec<Vec<u8>>)> = self
             .made
             .iter()
-            .filter(|(unit, _)| !self.broken.contains(*unit))
+            .filter(|(unit, _)| !self.unusable.contains(*unit))
             .map(|(unit, made)| {
-                let specifications = indexes::specifications(&made.indexes, Which::Expiring);
+                let specifications =
+                    indexes::specifications(&made.options, &made.indexes, Which::Expiring);
                 (unit.clone(), made.clone(), specifications)
             })
             .filter(|(_, _, specifications)| !specifications.is_empty())

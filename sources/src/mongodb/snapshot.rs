@@ -57,7 +57,7 @@ pub async fn take(
         &connection,
         &server,
         source.settings.consistency,
-        &collections,
+        (&collections, usize::from(source.settings.parallel)),
     )
     .await?;
     warnings.extend(more);
@@ -81,6 +81,7 @@ pub async fn take(
         more_warnings: 0,
         with_users: source.with_users(),
         index_stamps: HashMap::new(),
+        without_id_index: HashSet::new(),
         broken: HashSet::new(),
         log: None,
     })
@@ -126,6 +127,8 @@ pub struct MongodbSnapshot {
     with_users: bool,
     /// Hash of each collection's indexes, compared after its documents were read.
     index_stamps: HashMap<(String, String), u64>,
+    /// Collections that cannot be read in the order of their `_id`.
+    without_id_index: HashSet<(String, String)>,
     /// Units that failed already: their later stages are not written.
     broken: HashSet<(String, String)>,
     /// What was taken from the log.
@@ -151,8 +154,10 @@ impl Snapshot for MongodbSnapshot {
         }
     }
 
-    async fn close(mut self: Box<Self>, _cx: &Context) -> Result<Facts> {
-        let released = point::release(&self.source.connection, self.source.point.clone()).await;
+    async fn close(mut self: Box<Self>, cx: &Context) -> Result<Facts> {
+        // The run may have been stopped; this is not.
+        let connection = self.source.connection.with_context(cx);
+        let released = point::release(&connection, self.source.point.clone()).await;
         let mut notes = vec![format!(
             "{}{}, consistency {}",
             self.server.name(),
@@ -257,6 +262,12 @@ impl MongodbSnapshot {
             match indexes {
                 Ok(indexes) => {
                     self.index_stamps.insert(unit.clone(), stamp(&indexes));
+                    if !indexes
+                        .iter()
+                        .any(|index| crate::mongodb::restore::indexes::is_on_id(index))
+                    {
+                        self.without_id_index.insert(unit.clone());
+                    }
                     let metadata = collection.metadata(indexes);
                     let path = collection.path(&collection.name);
                     if let Some(raw) = metadata.raw_where_json_fails() {
@@ -285,6 +296,10 @@ impl MongodbSnapshot {
             .iter()
             .filter(|c| c.kind != Kind::View && !self.broken.contains(&c.unit()))
             .cloned()
+            .map(|collection| Collection {
+                without_id_index: self.without_id_index.contains(&collection.unit()),
+                ..collection
+            })
             .collect();
         let broken = readers::read(cx, out, &self.source, collections).await?;
         self.broken.extend(broken);
@@ -403,6 +418,24 @@ impl MongodbSnapshot {
             if !same {
                 failed.push((unit, changed(collection)));
             }
+        }
+        drop(looked);
+        if matches!(self.source.point, Point::Oplog { .. }) {
+            let known: HashSet<(&str, &str)> = collections
+                .iter()
+                .map(|c| (c.database.as_str(), c.name.as_str()))
+                .collect();
+            let new = now
+                .values()
+                .filter(|c| !known.contains(&(c.database.as_str(), c.name.as_str())));
+            // What others wrote at the same time is in the archive: without this one it shows no instant.
+            failed.extend(new.filter(|c| !c.temporary).map(|collection| {
+                let why = format!(
+                    "`{}` was made while the others were read; repeat the backup",
+                    collection.full()
+                );
+                (collection.unit(), Error::new(ErrorKind::Unreachable, why))
+            }));
         }
         for (unit, why) in failed {
             writing.open(&unit).await?;

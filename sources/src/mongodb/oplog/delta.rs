@@ -8,7 +8,11 @@ use crate::mongodb::bson::{self, Element, Writing, kind};
 use bk_core::error::{Result, unsupported};
 
 /// Longest array that is filled up with nulls.
-const LONGEST_ARRAY: usize = 1 << 24;
+const LONGEST_ARRAY: usize = 1 << 21;
+/// Names in a path.
+const LONGEST_PATH: usize = 200;
+/// The largest document, and what the log puts around it.
+const LARGEST_BYTES: usize = (16 << 20) + (16 << 10);
 const EMPTY: &[u8] = &[5, 0, 0, 0, 0];
 
 /// Whether what an update's entry holds changes a document, and does not replace it.
@@ -22,6 +26,46 @@ pub fn is_delta(o: &[u8]) -> bool {
 
 /// The document afterwards.
 pub fn apply(document: &[u8], o: &[u8]) -> Result<Vec<u8>> {
+    if !bson::is_shallow(document) || !bson::is_shallow(o) || has_long_paths(o) {
+        return Err(unsupported(
+            "a change in the log nests deeper than documents may",
+        ));
+    }
+    let changed = changed(document, o)?;
+    if changed.len() > LARGEST_BYTES {
+        return Err(unsupported(
+            "a change in the log makes a document larger than documents may be",
+        ));
+    }
+    Ok(changed)
+}
+
+/// Whether a path in it leads deeper than documents may nest.
+fn has_long_paths(o: &[u8]) -> bool {
+    let dots = |name: &[u8]| name.split(|byte| *byte == b'.').count();
+    let mut lists = vec![o];
+    lists.extend(
+        bson::elements(o)
+            .map_while(Result::ok)
+            .filter_map(|e| e.document()),
+    );
+    if let Some(diff) = bson::inner(o, "diff") {
+        lists.extend(
+            bson::elements(diff)
+                .map_while(Result::ok)
+                .filter_map(|e| e.document()),
+        );
+    }
+    lists.into_iter().any(|list| {
+        bson::elements(list).map_while(Result::ok).any(|e| {
+            dots(e.name) > LONGEST_PATH
+                || e.text()
+                    .is_some_and(|path| dots(path.as_bytes()) > LONGEST_PATH && list != o)
+        })
+    })
+}
+
+fn changed(document: &[u8], o: &[u8]) -> Result<Vec<u8>> {
     if let Some(diff) = bson::inner(o, "diff") {
         return match bson::inner(diff, "updatedFields") {
             Some(updated) => described(document, updated, diff),

@@ -21,6 +21,8 @@ enum State {
 pub struct Replay {
     target: Target,
     states: HashMap<Vec<u8>, State>,
+    /// In which order they came up: in a capped collection it counts.
+    order: Vec<Vec<u8>>,
     bytes: usize,
     /// Documents that were changed, and are not there: they must be deleted later on, or a document is missing.
     owed: HashSet<Vec<u8>>,
@@ -34,6 +36,7 @@ impl Replay {
         Self {
             target,
             states: HashMap::new(),
+            order: Vec::new(),
             bytes: 0,
             owed: HashSet::new(),
             entries: 0,
@@ -88,7 +91,9 @@ impl Replay {
                 )));
             }
         };
-        self.states.insert(id, state);
+        if self.states.insert(id.clone(), state).is_none() {
+            self.order.push(id);
+        }
         Ok(())
     }
 
@@ -119,7 +124,10 @@ impl Replay {
         gone.iter().for_each(|id| {
             self.owed.remove(id);
         });
-        for (id, become_of_it) in states {
+        for id in std::mem::take(&mut self.order) {
+            let Some(become_of_it) = states.remove(&id) else {
+                continue;
+            };
             let document = match (become_of_it, there.remove(&id)) {
                 (State::Is(document), _) => document,
                 (State::Changes(deltas), Some(document)) => deltas

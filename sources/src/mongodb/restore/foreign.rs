@@ -11,8 +11,8 @@ use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::BUCKETS;
 use crate::mongodb::metadata::Metadata;
 use crate::mongodb::names::{collection, is_cut, name_of, part};
-use crate::mongodb::oplog::Sorting;
 use crate::mongodb::oplog::replay::Replay;
+use crate::mongodb::oplog::{COPIED_MAX_BYTES, Sorting};
 use crate::mongodb::server::Server;
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, bug, conflict, unsupported};
@@ -74,6 +74,26 @@ impl File {
         )
     }
 
+    /// Database and file of documents, in the stage of documents.
+    fn documents_in(path: &str) -> Option<(String, String)> {
+        match Self::of(path) {
+            Some(Self::Documents(database, file)) => Some((database, file)),
+            // A log comes in another stage.
+            Some(Self::Log) => match Self::collection_called_oplog(path.trim_end_matches(".gz"))? {
+                Self::Documents(database, file) => Some((database, file)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// `DATABASE/oplog.bson`, where it is no log.
+    fn collection_called_oplog(path: &str) -> Option<Self> {
+        let folder = path.rsplit_once('/')?.0;
+        let database = folder.rsplit('/').next()?;
+        Some(Self::Documents(database.into(), "oplog".into()))
+    }
+
     /// What is no ordinary collection.
     fn special(database: &str, name: &str) -> Option<Self> {
         match (database, name) {
@@ -120,7 +140,17 @@ pub fn claim(what: &Candidate) -> Vec<Claim> {
     let looks_right = what.head.is_empty()
         || path.contains(METADATA) && what.head.starts_with(b"{")
         || path.contains(DOCUMENTS) && bson::len_begins(&what.head);
-    match File::of(&path) {
+    let name_beside = format!("{}{METADATA}", LOG.trim_end_matches(DOCUMENTS));
+    let is_collection = what
+        .beside
+        .iter()
+        .any(|name| name.starts_with(name_beside.as_bytes()));
+    let file = match File::of(&path) {
+        // A collection that is called so has its metadata beside it.
+        Some(File::Log) if is_collection => File::collection_called_oplog(&path),
+        other => other,
+    };
+    match file {
         None => Vec::new(),
         Some(File::LeftOut) => vec![claim(Stage::Schema, None, true)],
         Some(_) if !looks_right => Vec::new(),
@@ -193,7 +223,7 @@ impl Survey {
         while let Some(member) = members.next().await? {
             cx.check_cancelled()?;
             let path = member.path.to_string();
-            let Some(File::Documents(database, file)) = File::of(&path) else {
+            let Some((database, file)) = File::documents_in(&path) else {
                 // An archive was read already; a pass must be read to its end.
                 let mut chunks = full_body(member);
                 while chunks.next().await?.is_some() {}
@@ -211,6 +241,21 @@ impl Survey {
                 options: Writing::new().bytes(),
                 ..Metadata::default()
             });
+        }
+        // The log and the users are read later; that they can be is found now.
+        let members = input.look(Stage::Finish).await?;
+        let mut log_bytes = 0;
+        while let Some(member) = members.next().await? {
+            cx.check_cancelled()?;
+            let path = member.path.to_string();
+            let mut documents = DocumentFile::of(member);
+            let within = |e: Error| e.within(format!("`{path}`"));
+            while let Some(block) = documents.next().await.map_err(within)? {
+                log_bytes += block.len();
+                if log_bytes > COPIED_MAX_BYTES {
+                    return Err(within(unsupported("it has more than 256 MiB of entries")));
+                }
+            }
         }
         Ok(survey)
     }
@@ -262,8 +307,24 @@ impl Survey {
         }
     }
 
-    /// Units that were claimed were chosen by the engine; those of an archive are chosen here.
+    /// Units by name: what others left out of a dump is not known, so nothing but what is in it makes way.
     fn selected(&self, cx: &Context, how: &RestoreOptions) -> Result<Vec<Selected>> {
+        let selected = self.chosen(cx, how)?.into_iter().flat_map(|s| match s {
+            Selected { group, unit: None } if group != SERVER_GROUP => {
+                let units = self.collections.keys().filter(|unit| unit.0 == group);
+                let named = |unit: &Unit| Selected {
+                    group: group.clone(),
+                    unit: Some(unit.1.clone()),
+                };
+                units.map(named).collect()
+            }
+            other => vec![other],
+        });
+        Ok(selected.collect())
+    }
+
+    /// Units that were claimed were chosen by the engine; those of an archive are chosen here.
+    fn chosen(&self, cx: &Context, how: &RestoreOptions) -> Result<Vec<Selected>> {
         if self.in_archive.is_empty() && !self.with_users {
             return Ok(how.selected.clone());
         }
@@ -342,8 +403,8 @@ impl Restoring<'_> {
         let mut writing = Blocks::default();
         let members = input.stage(Stage::Data).await?;
         while let Some(member) = members.next().await? {
-            match File::of(&member.path.to_string()) {
-                Some(File::Documents(database, file)) => {
+            match File::documents_in(&member.path.to_string()) {
+                Some((database, file)) => {
                     let unit = unit_of(&database, &file);
                     self.count(&unit, Stage::Data, 0, 0);
                     let mut documents = DocumentFile::of(member);
@@ -355,6 +416,7 @@ impl Restoring<'_> {
             }
         }
         self.written(&mut writing).await?;
+        self.compare_documents();
         let members = input.stage(Stage::Finish).await?;
         while let Some(member) = members.next().await? {
             let path = member.path.to_string();
@@ -441,7 +503,11 @@ impl Restoring<'_> {
         while let Some(done) = writing.tasks.try_join_next() {
             self.done(done, &mut writing.indexes)?;
         }
-        let Some(made) = self.made.get(unit).filter(|_| !self.broken.contains(unit)) else {
+        let Some(made) = self
+            .made
+            .get(unit)
+            .filter(|_| !self.unusable.contains(unit))
+        else {
             return Ok(());
         };
         let target: Target = self.target(made);
@@ -514,7 +580,44 @@ impl Restoring<'_> {
                 self.replay_failed(&unit, error)?;
             }
         }
+        let left: Vec<String> = sorting.left().cloned().collect();
+        for ns in left {
+            let database = ns.split('.').next().unwrap_or_default();
+            let is_ours = self
+                .how
+                .selected
+                .iter()
+                .any(|s| name_of(&s.group) == database);
+            let is_made = self
+                .made
+                .values()
+                .any(|made| format!("{database}.{}", made.name) == ns);
+            if is_ours && !is_made && !ns.ends_with(".$cmd") && !ns.contains(".system.") {
+                self.tally.failed.push(format!("`{ns}` was made while it was dumped: what the dump's log has of it is not restored"));
+            }
+        }
         Ok(())
+    }
+
+    /// Every document that was counted in the first pass must have had its answer.
+    fn compare_documents(&mut self) {
+        let missing: Vec<(Unit, u64)> = self
+            .waits
+            .iter()
+            .filter(|(unit, waits)| {
+                **waits > 0 && self.made.contains_key(*unit) && !self.broken.contains(*unit)
+            })
+            .map(|(unit, waits)| (unit.clone(), *waits))
+            .collect();
+        for (unit, waits) in missing {
+            self.fail(
+                &unit,
+                format!(
+                    "`{}/{}`: {waits} documents were not written",
+                    unit.0, unit.1
+                ),
+            );
+        }
     }
 }
 

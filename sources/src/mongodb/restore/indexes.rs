@@ -14,7 +14,11 @@ pub enum Which {
 }
 
 /// What of the archive's indexes is built, in the server's words. The index on `_id` comes with the collection.
-pub fn specifications(indexes: &[Vec<u8>], which: Which) -> Vec<Vec<u8>> {
+pub fn specifications(options: &[u8], indexes: &[Vec<u8>], which: Which) -> Vec<Vec<u8>> {
+    // Where a collection has a collation of its own, an index that names none has the simple one.
+    let collated = bson::inner(options, "collation")
+        .and_then(|collation| bson::text(collation, "locale"))
+        .is_some_and(|locale| locale != "simple");
     indexes
         .iter()
         .filter(|index| !is_given(index))
@@ -31,9 +35,24 @@ pub fn specifications(indexes: &[Vec<u8>], which: Which) -> Vec<Vec<u8>> {
                     out.push_element(element.whole);
                 }
             }
+            if collated && bson::find(index, b"collation").is_none() {
+                out = out.document(
+                    "collation",
+                    &Writing::new().text("locale", "simple").bytes(),
+                );
+            }
             out.bytes()
         })
         .collect()
+}
+
+/// Whether an index leads through the documents in the order of their `_id`.
+pub fn is_on_id(index: &[u8]) -> bool {
+    let Some(key) = bson::inner(index, "key") else {
+        return false;
+    };
+    let mut fields = bson::elements(key).map_while(Result::ok);
+    matches!((fields.next(), fields.next()), (Some(field), None) if field.name == bson::ID && field.integer() == Some(1))
 }
 
 /// The index on `_id` that every collection has, or the one that a clustered collection is.
@@ -41,11 +60,7 @@ fn is_given(index: &[u8]) -> bool {
     if bson::find(index, b"clustered").is_some_and(|flag| flag.truthy()) {
         return true;
     }
-    let Some(key) = bson::inner(index, "key") else {
-        return false;
-    };
-    let mut fields = bson::elements(key).map_while(Result::ok);
-    matches!((fields.next(), fields.next()), (Some(field), None) if field.name == bson::ID && field.integer() == Some(1))
+    is_on_id(index)
 }
 
 /// Builds them; names those that the server refuses.
@@ -111,7 +126,7 @@ mod tests {
         .map(|index| index.to_vec().unwrap())
         .collect();
         let read = |which| -> Vec<Document> {
-            specifications(&indexes, which)
+            specifications(&Writing::new().bytes(), &indexes, which)
                 .iter()
                 .map(|spec| Document::from_reader(&spec[..]).unwrap())
                 .collect()

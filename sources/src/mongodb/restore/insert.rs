@@ -180,9 +180,19 @@ impl Target {
                 format!("the server did not promise what it wrote: {concern}"),
             ));
         }
-        let Ok(errors) = answer.get_array("writeErrors") else {
-            return Ok(done);
-        };
+        let none = Vec::new();
+        let errors = answer.get_array("writeErrors").unwrap_or(&none);
+        // In order, the first refusal ends the batch; otherwise each document has its answer.
+        let answered = done.documents as usize + errors.len();
+        if answered != batch.len() && (!self.ordered || errors.is_empty()) {
+            return Err(Error::new(
+                ErrorKind::Unreachable,
+                format!(
+                    "the server says nothing of {} documents that it was sent",
+                    batch.len().saturating_sub(answered)
+                ),
+            ));
+        }
         let mut last = 0;
         for error in errors.iter().filter_map(Bson::as_document) {
             let place = number(error, "index").unwrap_or(u64::MAX) as usize;
@@ -208,7 +218,7 @@ impl Target {
             }
         }
         // In order, the first refusal ends the batch.
-        if self.ordered && last + 1 < batch.len() {
+        if self.ordered && !errors.is_empty() && last + 1 < batch.len() {
             let rest = Box::pin(self.insert(&batch[last + 1..])).await?;
             done.add(rest);
         }

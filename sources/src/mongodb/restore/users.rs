@@ -18,7 +18,7 @@ pub enum Merged {
     Not(String),
 }
 
-/// Merges users and roles. With `replace` those that are there already are made anew, and those that the archive has not go.
+/// Merges users and roles. With `replace` those that the archive has not go, but for the account in use and the target's roles.
 pub async fn merge(
     connection: &Connection,
     users: &[Vec<u8>],
@@ -40,11 +40,25 @@ pub async fn merge(
             "the archive has no credentials of user `{name}`: users are not restored"
         )));
     }
-    let roles: Vec<&[u8]> = roles.iter().map(Vec::as_slice).collect();
+    let mut roles: Vec<&[u8]> = roles.iter().map(Vec::as_slice).collect();
     if users.is_empty() && roles.is_empty() {
         return Ok(Merged::Done);
     }
-    let done = merge_through(connection, &users, &roles, existing, own.as_deref()).await;
+    let mut users = users;
+    // With `replace` what is not among them goes, but never the account in use, nor a role that it may have.
+    let (own_users, own_roles) = match existing {
+        Existing::Replace => kept(connection, own.as_deref()).await?,
+        _ => (Vec::new(), Vec::new()),
+    };
+    let is_new = |role: &&[u8]| {
+        !roles
+            .iter()
+            .any(|r| bson::text(r, "_id") == bson::text(role, "_id"))
+    };
+    let own_roles: Vec<&[u8]> = own_roles.iter().map(Vec::as_slice).filter(is_new).collect();
+    roles.extend(own_roles);
+    users.extend(own_users.iter().map(Vec::as_slice));
+    let done = merge_through(connection, &users, &roles, existing).await;
     for name in [USERS, ROLES] {
         // They are left-overs of a refused merge, or of none.
         let _ = connection
@@ -68,10 +82,9 @@ async fn merge_through(
     users: &[&[u8]],
     roles: &[&[u8]],
     existing: Existing,
-    own: Option<&str>,
 ) -> Result<(), Failure> {
     // Whether it can at all is asked before anything is dropped.
-    run_merge(connection, "", "")
+    run_merge(connection, "", "", Existing::Merge)
         .await
         .or_else(|failure| match failure {
             failure if failure.is_unknown_command() || failure.is_denied() => Err(failure),
@@ -96,53 +109,48 @@ async fn merge_through(
             return Err(Failure { code: None, error });
         }
     }
-    if existing == Existing::Replace {
-        drop_existing(connection, own).await?;
-    }
     let (users, roles) = (!users.is_empty(), !roles.is_empty());
     run_merge(
         connection,
         if users { "admin.bk_restored_users" } else { "" },
         if roles { "admin.bk_restored_roles" } else { "" },
+        existing,
     )
     .await
 }
 
-async fn run_merge(connection: &Connection, users: &str, roles: &str) -> Result<(), Failure> {
+async fn run_merge(
+    connection: &Connection,
+    users: &str,
+    roles: &str,
+    existing: Existing,
+) -> Result<(), Failure> {
     let command = Writing::new()
         .int("_mergeAuthzCollections", 1)
         .text("tempUsersCollection", users)
         .text("tempRolesCollection", roles)
         .text("db", "")
-        .flag("drop", false);
+        .flag("drop", existing == Existing::Replace);
     connection.run("admin", command).await.map(drop)
 }
 
-/// All users but the one in use, and all roles that people made.
-async fn drop_existing(connection: &Connection, own: Option<&str>) -> Result<(), Failure> {
-    for (collection, command, name) in [
-        ("system.users", "dropUser", "user"),
-        ("system.roles", "dropRole", "role"),
-    ] {
-        for document in connection
-            .list("admin", Writing::new().text("find", collection))
-            .await?
-        {
-            let (Some(id), Some(database), Some(name)) = (
-                bson::text(&document, "_id"),
-                bson::text(&document, "db"),
-                bson::text(&document, name),
-            ) else {
-                continue;
-            };
-            if Some(id) != own {
-                connection
-                    .run(database, Writing::new().text(command, name))
-                    .await?;
-            }
-        }
-    }
-    Ok(())
+/// The account in use and the roles that people made, as the target has them: they go into the merge as they are, so that it leaves them.
+async fn kept(
+    connection: &Connection,
+    own: Option<&str>,
+) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Failure> {
+    let Some(own) = own else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let which = Writing::new().text("_id", own).bytes();
+    let find = Writing::new()
+        .text("find", "system.users")
+        .document("filter", &which);
+    let users = connection.list("admin", find).await?;
+    let roles = connection
+        .list("admin", Writing::new().text("find", "system.roles"))
+        .await?;
+    Ok((users, roles))
 }
 
 /// `database.user` of the connection.

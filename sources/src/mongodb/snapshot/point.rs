@@ -3,10 +3,11 @@
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::Collection;
 use crate::mongodb::connection::{Connection, Failure, number};
+use crate::mongodb::metadata::Kind;
 use crate::mongodb::oplog;
 use crate::mongodb::server::Server;
 use crate::mongodb::{Consistency, Order, dump};
-use bk_core::error::{Error, ErrorKind, Result};
+use bk_core::error::{Error, ErrorKind, Result, bug};
 use mongodb::ClientSession;
 use mongodb::options::{ReadConcern, TransactionOptions};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use tokio::sync::Mutex;
 
 /// Bytes that one connection reads in a second at least, to guess whether a transaction can read all.
 const READ_BYTES_PER_SECOND: f64 = 30e6;
+/// How long servers usually remember their past.
+const HISTORY_SECONDS: f64 = 300.0;
 /// A transaction's life where the server does not say it.
 const TRANSACTION_SECONDS: f64 = 60.0;
 
@@ -75,16 +78,15 @@ pub async fn fix(
     connection: &Connection,
     server: &Server,
     wanted: Consistency,
-    collections: &[Collection],
+    (collections, parallel): (&[Collection], usize),
 ) -> Result<(Point, Vec<String>)> {
     let mut warnings = Vec::new();
     if wanted == Consistency::None {
         return Ok((Point::None, warnings));
     }
     if wanted == Consistency::Lock {
-        let command = Writing::new().int("fsync", 1).flag("lock", true);
-        return match connection.run("admin", command).await {
-            Ok(_) => Ok((Point::Locked, warnings)),
+        return match lock(connection).await? {
+            Ok(()) => Ok((Point::Locked, warnings)),
             Err(failure) => Err(failure
                 .error
                 .within("locking the server against writers")
@@ -102,7 +104,7 @@ pub async fn fix(
             continue;
         }
         let fixed = match way {
-            Consistency::Snapshot => snapshot(connection, server, collections).await?,
+            Consistency::Snapshot => snapshot(connection, server, collections, parallel).await?,
             Consistency::Oplog => from_log(connection, server).await?,
             _ => transaction(connection, server, collections, auto).await?,
         };
@@ -125,6 +127,26 @@ pub async fn fix(
     Err(Error::new(ErrorKind::Unsupported, why).hint("set consistency = \"auto\", or \"none\""))
 }
 
+/// Locks the server. Whoever stops waiting for that leaves no lock behind.
+async fn lock(connection: &Connection) -> Result<Result<(), Failure>> {
+    let (sender, locked) = tokio::sync::oneshot::channel();
+    let connection = connection.unstoppable();
+    tokio::spawn(async move {
+        let command = Writing::new().int("fsync", 1).flag("lock", true);
+        let locked = connection.run("admin", command).await.map(drop);
+        let is_locked = locked.is_ok();
+        if sender.send(locked).is_err() && is_locked {
+            let unlock = Writing::new().int("fsyncUnlock", 1);
+            if let Err(failure) = connection.run("admin", unlock).await {
+                tracing::error!(error = %failure.error, "the server is still locked: run db.fsyncUnlock() on it");
+            }
+        }
+    });
+    locked
+        .await
+        .map_err(|e| bug(format!("the lock's task ended: {e}")))
+}
+
 type Fixed = Result<Result<Point, Closed>>;
 
 fn absent(why: impl Into<String>) -> Result<Point, Closed> {
@@ -132,14 +154,23 @@ fn absent(why: impl Into<String>) -> Result<Point, Closed> {
 }
 
 /// A `find` at a chosen instant must say that it was at that instant, and one at the beginning of time must be refused.
-async fn snapshot(connection: &Connection, server: &Server, collections: &[Collection]) -> Fixed {
-    let (Some(at), Some(probe)) = (
-        server.operation_time,
-        collections.iter().find(|c| !c.capped),
-    ) else {
+async fn snapshot(
+    connection: &Connection,
+    server: &Server,
+    collections: &[Collection],
+    parallel: usize,
+) -> Fixed {
+    let of_kind = |capped| {
+        let mut documents = collections.iter().filter(|c| c.kind == Kind::Collection);
+        documents.find(move |c| c.capped == capped)
+    };
+    let (Some(at), Some(probe)) = (server.operation_time, of_kind(false)) else {
         return Ok(absent("the server keeps no snapshots"));
     };
-    let ask = async |at| {
+    if let Some(why) = too_long_for_history(connection, collections, parallel).await? {
+        return Ok(absent(why));
+    }
+    let ask = async |probe: &Collection, at| {
         let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1)
             .flag("singleBatch", true);
         let mut cursor = connection.cursor(&probe.database, command).await?;
@@ -150,7 +181,7 @@ async fn snapshot(connection: &Connection, server: &Server, collections: &[Colle
         let said = cursor.and_then(|cursor| bson::find(cursor, b"atClusterTime"));
         Ok::<_, Failure>(said.and_then(|said| said.timestamp()))
     };
-    match ask(at).await {
+    match ask(probe, at).await {
         Ok(Some(said)) if said == at => {}
         Ok(_) => {
             return Ok(Err(Closed::False(
@@ -165,7 +196,19 @@ async fn snapshot(connection: &Connection, server: &Server, collections: &[Colle
         }
         Err(failure) => return Err(failure.error),
     }
-    match ask(1 << 32 | 1).await {
+    // Older servers keep no history of capped ones.
+    if let Some(capped) = of_kind(true)
+        && let Err(failure) = ask(capped, at).await
+    {
+        return match failure.code {
+            Some(_) => Ok(absent(format!(
+                "`{}` is capped, and cannot be read in a snapshot",
+                capped.full()
+            ))),
+            None => Err(failure.error),
+        };
+    }
+    match ask(probe, 1 << 32 | 1).await {
         Err(failure) if failure.code.is_some() => Ok(Ok(Point::Snapshot { at })),
         Err(failure) => Err(failure.error),
         Ok(_) => Ok(Err(Closed::False(
@@ -240,15 +283,43 @@ async fn bytes_of(connection: &Connection, collections: &[Collection]) -> Result
 }
 
 async fn lifetime_seconds(connection: &Connection) -> f64 {
-    let command = Writing::new()
-        .int("getParameter", 1)
-        .int("transactionLifetimeLimitSeconds", 1);
+    parameter(
+        connection,
+        "transactionLifetimeLimitSeconds",
+        TRANSACTION_SECONDS,
+    )
+    .await
+}
+
+async fn parameter(connection: &Connection, name: &str, otherwise: f64) -> f64 {
+    let command = Writing::new().int("getParameter", 1).int(name, 1);
     match connection.run("admin", command).await {
-        Ok(answer) => {
-            number(&answer, "transactionLifetimeLimitSeconds").unwrap_or(TRANSACTION_SECONDS)
-        }
-        Err(_) => TRANSACTION_SECONDS,
+        Ok(answer) => number(&answer, name).unwrap_or(otherwise),
+        // Who may not ask goes by what servers usually have.
+        Err(_) => otherwise,
     }
+}
+
+/// What a server forgets of its past before all is read cannot be read at one instant.
+async fn too_long_for_history(
+    connection: &Connection,
+    collections: &[Collection],
+    parallel: usize,
+) -> Result<Option<String>> {
+    let seconds =
+        bytes_of(connection, collections).await? / READ_BYTES_PER_SECOND / parallel as f64;
+    if seconds.is_infinite() {
+        return Ok(None);
+    }
+    let kept = parameter(
+        connection,
+        "minSnapshotHistoryWindowInSeconds",
+        HISTORY_SECONDS,
+    )
+    .await;
+    Ok((seconds > kept / 2.0).then(|| {
+        format!("the server keeps {kept:.0} s of its past, and reading takes about {seconds:.0}")
+    }))
 }
 
 /// Lets go of what a point holds.

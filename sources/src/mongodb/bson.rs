@@ -49,8 +49,8 @@ pub struct Element<'a> {
 impl<'a> Element<'a> {
     /// The text of a string.
     pub fn text(&self) -> Option<&'a str> {
-        let bytes =
-            (self.kind == kind::STRING).then(|| self.value.get(4..self.value.len() - 1))??;
+        let whole = (self.kind == kind::STRING).then_some(self.value)?;
+        let bytes = whole.get(4..)?.strip_suffix(&[0])?;
         std::str::from_utf8(bytes).ok()
     }
 

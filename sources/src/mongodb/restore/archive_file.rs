@@ -201,8 +201,9 @@ impl Reader {
     }
 
     fn block(&mut self, header: &[u8]) -> Result<State> {
-        let word = |name: &str| bson::text(header, name).unwrap_or_default().to_owned();
-        let (database, collection) = (word("db"), word("collection"));
+        let Some((database, collection, end, crc)) = block_header(header) else {
+            return Err(self.damaged("the header of a block is none"));
+        };
         let key = (database.clone(), collection.clone());
         let name = format!("`{database}.{collection}`");
         // The log is in no list.
@@ -220,7 +221,10 @@ impl Reader {
         let Some(sum) = self.sums.get_mut(&key) else {
             return Err(self.damaged(&format!("{name} has documents and is in no list")));
         };
-        if !bson::find(header, b"EOF").is_some_and(|flag| flag.truthy()) {
+        if !end {
+            if crc != 0 {
+                return Err(self.damaged("a block of documents has a CRC"));
+            }
             if sum.is_none() {
                 return Err(self.damaged(&format!("documents follow the end of {name}")));
             }
@@ -229,14 +233,31 @@ impl Reader {
         let Some(sum) = sum.take() else {
             return Err(self.damaged(&format!("{name} ends twice")));
         };
-        let said = bson::find(header, b"CRC").and_then(|crc| crc.integer());
-        if said != Some(sum.finalize() as i64) {
+        if crc != sum.finalize() as i64 {
             return Err(self.damaged(&format!(
                 "the documents of {name} are not those that were written: their CRC differs"
             )));
         }
         Ok(State::LastBlock(database, collection))
     }
+}
+
+/// Database, collection, whether it is the last, and the CRC: these four and nothing else, in this order.
+fn block_header(header: &[u8]) -> Option<(String, String, bool, i64)> {
+    let fields: Vec<bson::Element<'_>> = bson::elements(header).collect::<Result<_>>().ok()?;
+    let [database, collection, end, crc] = fields.as_slice() else {
+        return None;
+    };
+    let named = fields.iter().map(|field| field.name);
+    let in_order = named.eq([&b"db"[..], b"collection", b"EOF", b"CRC"]);
+    let is_flag = end.kind == bson::kind::BOOLEAN && matches!(end.value, [0 | 1]);
+    (in_order && is_flag && crc.kind == bson::kind::INT64).then_some(())?;
+    Some((
+        database.text()?.to_owned(),
+        collection.text()?.to_owned(),
+        end.truthy(),
+        crc.integer()?,
+    ))
 }
 
 /// Whether a block is the log's.

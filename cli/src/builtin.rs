@@ -8,6 +8,8 @@ pub fn registry() -> Registry {
         sources: vec![
             #[cfg(feature = "caddy")]
             bk_sources::caddy::plugin(),
+            #[cfg(feature = "couchdb")]
+            bk_sources::couchdb::plugin(),
             #[cfg(feature = "files")]
             bk_sources::files::plugin(),
             #[cfg(feature = "mongodb")]

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "caddy")]
 pub mod caddy;
+#[cfg(feature = "couchdb")]
+pub mod couchdb;
 #[cfg(feature = "files")]
 pub mod files;
 #[cfg(feature = "mongodb")]
@@ -9,9 +11,14 @@ pub mod mongodb;
 #[cfg(feature = "mysql")]
 pub mod mysql;
 
-#[cfg(any(feature = "mongodb", feature = "mysql"))]
+#[cfg(any(feature = "couchdb", feature = "mongodb", feature = "mysql"))]
+#[allow(dead_code, reason = "no source needs all of it")]
 mod database_filter;
-#[cfg(any(feature = "mongodb", feature = "mysql"))]
+#[cfg(any(feature = "couchdb", feature = "mongodb"))]
+mod parts;
+#[cfg(any(feature = "couchdb", feature = "mongodb", feature = "mysql"))]
+#[allow(dead_code, reason = "no source needs all of it")]
 mod run_queue;
-#[cfg(any(feature = "mongodb", feature = "mysql"))]
+#[cfg(any(feature = "couchdb", feature = "mongodb", feature = "mysql"))]
+#[allow(dead_code, reason = "no source needs all of it")]
 mod segment;

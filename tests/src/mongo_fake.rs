@@ -41,6 +41,8 @@ pub enum Mishap {
     KilledCursor,
     /// The connection ends.
     HangUp,
+    /// The log forgets its oldest entry.
+    LogForgets,
 }
 
 /// A document with its time: born, and gone.
@@ -79,6 +81,8 @@ struct State {
     /// Answers to writes that do not arrive, although what was asked is done.
     lost: u32,
     on_find: Option<OnFind>,
+    /// Options of collections that it does not know.
+    lacks: Vec<Vec<u8>>,
 }
 
 /// The server. Ends with its handle.
@@ -112,6 +116,7 @@ impl Fake {
             mishap: None,
             lost: 0,
             on_find: None,
+            lacks: Vec::new(),
         }));
         let shared = state.clone();
         let task = tokio::spawn(async move {
@@ -178,6 +183,11 @@ impl Fake {
     /// From now on documents that hold these bytes are refused, and a batch with one of them as a whole.
     pub fn refuse(&self, bytes: &[u8]) {
         self.state().refuses = Some(bytes.to_vec());
+    }
+
+    /// From now on collections with these options are refused.
+    pub fn lack(&self, options: &[&str]) {
+        self.state().lacks = options.iter().map(|o| o.as_bytes().to_vec()).collect();
     }
 
     /// So many answers to the next inserts do not arrive.
@@ -369,15 +379,46 @@ impl State {
             "update" => self.update(&database, &subject, command),
             "delete" => self.delete(&database, &subject, command),
             "create" => {
+                let unknown = bson::elements(command)
+                    .map(|e| e.unwrap().name)
+                    .find(|name| self.lacks.iter().any(|lacks| lacks == name));
+                if let Some(name) = unknown {
+                    let name = String::from_utf8_lossy(name);
+                    return refused(
+                        40415,
+                        &format!("BSON field 'create.{name}' is an unknown field."),
+                    );
+                }
+                if self
+                    .collections
+                    .contains_key(&(database.clone(), subject.clone()))
+                {
+                    return refused(48, "it is there already");
+                }
                 let mut options = Writing::new();
                 for option in bson::elements(command).map(|e| e.unwrap()).skip(1) {
                     if !option.name.starts_with(b"$") && option.name != b"lsid" {
                         options.push_element(option.whole);
                     }
                 }
-                self.collection(&database, &subject).options = options.bytes();
+                let options = options.bytes();
+                if bson::find(&options, b"timeseries").is_some() {
+                    self.collection(&database, &format!("system.buckets.{subject}"));
+                }
+                self.collection(&database, &subject).options = options;
                 ok().bytes()
             }
+            "connectionStatus" => {
+                let user = Writing::new()
+                    .text("user", "keeper")
+                    .text("db", "admin")
+                    .bytes();
+                let info = Writing::new()
+                    .documents("authenticatedUsers", [&user[..]])
+                    .bytes();
+                ok().document("authInfo", &info).bytes()
+            }
+            "_mergeAuthzCollections" => self.merge_users(command),
             "createIndexes" => {
                 let indexes: Vec<Vec<u8>> =
                     bson::documents_of(bson::inner(command, "indexes").unwrap())
@@ -387,8 +428,12 @@ impl State {
                 ok().bytes()
             }
             "drop" => {
-                self.collections.remove(&(database, subject));
-                ok().bytes()
+                let buckets = format!("system.buckets.{subject}");
+                self.collections.remove(&(database.clone(), buckets));
+                match self.collections.remove(&(database, subject)) {
+                    Some(_) => ok().bytes(),
+                    None => refused(26, "ns not found"),
+                }
             }
             "dropDatabase" => {
                 self.collections.retain(|(of, _), _| *of != database);
@@ -439,9 +484,17 @@ impl State {
             .filter(|((of, _), _)| of == database)
             .map(|((_, name), found)| {
                 let uuid = [&16_i32.to_le_bytes()[..], &[4], &[found.number; 16]].concat();
+                let is_series = bson::find(&found.options, b"timeseries").is_some();
                 Writing::new()
                     .text("name", name)
-                    .text("type", "collection")
+                    .text(
+                        "type",
+                        if is_series {
+                            "timeseries"
+                        } else {
+                            "collection"
+                        },
+                    )
                     .document("options", &found.options)
                     .document(
                         "info",
@@ -457,6 +510,34 @@ impl State {
             "firstBatch",
             None,
         )
+    }
+
+    /// As the real one: those of the collections take the place of those of the same name, and with `drop` all others go.
+    fn merge_users(&mut self, command: &[u8]) -> Vec<u8> {
+        let drops = bson::find(command, b"drop").is_some_and(|flag| flag.truthy());
+        let mut merged = false;
+        for (field, name) in [
+            ("tempUsersCollection", "system.users"),
+            ("tempRolesCollection", "system.roles"),
+        ] {
+            let Some(from) = bson::text(command, field).and_then(|ns| ns.strip_prefix("admin."))
+            else {
+                continue;
+            };
+            merged = true;
+            let new: Vec<Stored> = self.living("admin", from).map(|d| d.clone()).collect();
+            let old = &mut self.collection("admin", name).documents;
+            old.retain(|d| !drops && !new.iter().any(|n| bson::id(&n.bytes) == bson::id(&d.bytes)));
+            old.extend(new);
+        }
+        if merged {
+            ok().bytes()
+        } else {
+            refused(
+                2,
+                "Must provide at least one of \"tempUsersCollection\" and \"tempRolescollection\"",
+            )
+        }
     }
 
     fn find(&mut self, database: &str, name: &str, command: &[u8]) -> Vec<u8> {
@@ -503,11 +584,19 @@ impl State {
                 })
             })
             .map(|d| d.bytes)
+            .filter(|d| is_of_time(d, command))
             .collect();
+        if bson::inner(command, "sort").is_some() {
+            documents.reverse();
+        }
+        if let Some(limit) = bson::find(command, b"limit").and_then(|n| n.integer()) {
+            documents.truncate(limit as usize);
+        }
         if bson::inner(command, "hint").is_some_and(|hint| bson::find(hint, b"_id").is_some()) {
             documents.sort_by(|a, b| bson::id(a).cmp(&bson::id(b)));
         }
         if wanted.is_none()
+            && bson::inner(command, "hint").is_some()
             && let Some(mut write) = self.on_find.take()
         {
             let mut writes = Vec::new();
@@ -559,6 +648,11 @@ impl State {
                     .text("name", "x")
                     .bytes();
                 self.collection(database, name).indexes.push(index);
+                self.mishap = None;
+            }
+            Some(Mishap::LogForgets) => {
+                let oldest = self.living("local", "oplog.rs").next().unwrap();
+                oldest.gone = Some(0);
                 self.mishap = None;
             }
             Some(Mishap::KilledCursor) => return refused(43, "the cursor was killed"),
@@ -665,6 +759,24 @@ impl State {
             }
         }
         ok().int("n", n).bytes()
+    }
+}
+
+/// Whether an entry of the log is of the time that is asked for.
+fn is_of_time(document: &[u8], command: &[u8]) -> bool {
+    let Some(asked) = bson::inner(command, "filter").and_then(|filter| bson::find(filter, b"ts"))
+    else {
+        return true;
+    };
+    let at = bson::find(document, b"ts")
+        .and_then(|ts| ts.timestamp())
+        .unwrap();
+    match asked.document() {
+        None => asked.timestamp() == Some(at),
+        Some(between) => {
+            let bound = |name| bson::find(between, name).and_then(|ts| ts.timestamp());
+            bound(b"$gte").is_none_or(|from| at >= from) && bound(b"$lte").is_none_or(|to| at <= to)
+        }
     }
 }
 

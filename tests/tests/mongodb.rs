@@ -1083,3 +1083,58 @@ async fn a_dump_of_one_collection_leaves_its_neighbours_and_empty_collections_ge
     assert_eq!(difference(&before, &server.contents().await), None);
     assert_eq!(before["app.bare"].indexes.len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_anew_while_it_is_read_ends_in_no_whole_archive() {
+    let Some(mut server) = Server::start(&[]).await else {
+        return;
+    };
+    let client = server.client().await;
+    let mut rng = SmallRng::seed_from_u64(seed(11));
+    let large: Vec<Vec<u8>> = (0..60)
+        .map(|n| {
+            let mut noise = vec![0; 1 << 20];
+            rng.fill(&mut noise[..]);
+            let kept = noise.iter().map(|byte| char::from(b'0' + byte % 64));
+            doc! {"_id": n, "text": kept.collect::<String>()}
+                .to_vec()
+                .unwrap()
+        })
+        .collect();
+    for chunk in large.chunks(8) {
+        insert_raw(&client, "app", "large", chunk).await;
+    }
+    let home = Home::new(&settings(&server, "parallel = 1\n"));
+    let said = home.path("said");
+    let mut running = home
+        .command(&["backup"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    // Some of the documents are on their way to the archive, and not all.
+    let begun = |home: &Home| {
+        let files = home.names_in("out").into_iter();
+        files
+            .map(|name| std::fs::metadata(home.path("out").join(name)).map_or(0, |m| m.len()))
+            .sum::<u64>()
+            > 1 << 20
+    };
+    while !begun(&home) {
+        let said = std::fs::read_to_string(&said).unwrap();
+        assert_eq!(running.try_wait().unwrap(), None, "it ended first: {said}");
+        std::thread::yield_now();
+    }
+    server.kill();
+    server.run().unwrap();
+    let code = running.wait().unwrap().code().unwrap();
+    let said = std::fs::read_to_string(said).unwrap();
+    println!("{code} {said}");
+    assert_ne!(code, 0, "{said}");
+    assert!(
+        said.contains("app.large") || home.archives().is_empty(),
+        "{:?} {said}",
+        home.archives()
+    );
+    home.bk(&["backup"]).ended(0);
+}

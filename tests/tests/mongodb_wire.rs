@@ -2,7 +2,7 @@
 //! that stores what it gets and measures every message.
 
 use bk_core::report::RestoreReport;
-use bk_sources::mongodb::bson::{Writing, kind};
+use bk_sources::mongodb::bson::{self, Writing, kind};
 use bk_tests::engine::{Site, open};
 use bk_tests::fakes::MemorySink;
 use bk_tests::mongo::source;
@@ -346,4 +346,238 @@ async fn a_lost_answer_to_a_batch_loses_and_doubles_nothing() {
     let mut expected = documents;
     expected.sort();
     assert_eq!(found, expected);
+}
+
+/// An entry of a log.
+fn entry(at: u64, op: &str, ns: &str, o: &[u8], o2: Option<&[u8]>) -> Vec<u8> {
+    let entry = Writing::new()
+        .timestamp("ts", at)
+        .text("op", op)
+        .text("ns", ns)
+        .document("o", o);
+    match o2 {
+        Some(o2) => entry.document("o2", o2).bytes(),
+        None => entry.bytes(),
+    }
+}
+
+/// Documents that need more than one answer, so that something can happen between two.
+fn many() -> Vec<Vec<u8>> {
+    (0..500)
+        .map(|n| {
+            Writing::new()
+                .int("_id", n)
+                .text("text", &"m".repeat(50_000))
+                .bytes()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_says_of_the_time_of_reading_comes_back_and_a_log_that_forgot_it_fails() {
+    for forgets in [false, true] {
+        let fake = Fake::start(Instants::Any).await;
+        fake.put("app", "many", &many());
+        let id = |n| Writing::new().int("_id", n).bytes();
+        let begin = entry(
+            60 << 32,
+            "n",
+            "",
+            &Writing::new().text("msg", "begin").bytes(),
+            None,
+        );
+        fake.put("local", "oplog.rs", &[begin]);
+        let mut once = Some(());
+        let (new, changed) = (
+            Writing::new().int("_id", 900).text("v", "new").bytes(),
+            Writing::new().int("_id", 7).text("v", "changed").bytes(),
+        );
+        let part = Writing::new()
+            .documents(
+                "applyOps",
+                [&Writing::new()
+                    .text("op", "i")
+                    .text("ns", "app.many")
+                    .document("o", &Writing::new().int("_id", 901).bytes())
+                    .bytes()[..]],
+            )
+            .bytes();
+        let entries = vec![
+            entry(61 << 32, "i", "app.many", &new, None),
+            entry(61 << 32 | 1, "u", "app.many", &changed, Some(&id(7))),
+            entry(61 << 32 | 2, "d", "app.many", &id(8), None),
+            entry(61 << 32 | 3, "i", "other.many", &id(1), None),
+            entry(61 << 32 | 4, "c", "admin.$cmd", &part, None),
+        ];
+        fake.on_find(move |writes| {
+            if once.take().is_some() {
+                let into_log = |e: &Vec<u8>| ("local".into(), "oplog.rs".into(), e.clone());
+                writes.extend(entries.iter().map(into_log));
+            }
+        });
+        if forgets {
+            fake.let_go_wrong(Mishap::LogForgets);
+        }
+        let memory = MemorySink::default();
+        let how = json!({ "consistency": "oplog" });
+        let report = site(&fake, &memory, how).backup().await;
+        println!(
+            "forgets {forgets}: {:?} {:?}",
+            report.causes, report.sources[0].failed
+        );
+        assert_eq!(report.complete, !forgets);
+        if forgets {
+            let said = format!("{:?}", report.causes);
+            assert!(said.contains("forgot its oldest entries"), "{said}");
+            continue;
+        }
+        let target = Fake::start(Instants::None).await;
+        let restored = restore(&target, &memory).await;
+        assert!(restored.causes.is_empty(), "{:?}", restored.causes);
+        let mut expected = many();
+        expected.remove(8);
+        expected[7] = changed;
+        expected.extend([new, id(901)]);
+        expected.sort();
+        let mut found = target.documents("app", "many");
+        found.sort();
+        let differ = |a: &[Vec<u8>], b: &[Vec<u8>]| -> Vec<i64> {
+            let only = a.iter().filter(|d| !b.contains(d));
+            only.map(|d| bson::find(d, b"_id").unwrap().integer().unwrap())
+                .collect()
+        };
+        let (missing, extra) = (differ(&expected, &found), differ(&found, &expected));
+        assert_eq!(
+            (missing, extra, found.len()),
+            (vec![], vec![], expected.len())
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_series_comes_back_by_its_buckets() {
+    let fake = Fake::start(Instants::None).await;
+    let options = Writing::new()
+        .document(
+            "timeseries",
+            &Writing::new()
+                .text("timeField", "t")
+                .text("metaField", "m")
+                .bytes(),
+        )
+        .bytes();
+    let buckets: Vec<Vec<u8>> = (0..20)
+        .map(|n| {
+            Writing::new()
+                .int("_id", n)
+                .text("data", "a bucket")
+                .bytes()
+        })
+        .collect();
+    fake.make("app", "weather", options);
+    fake.put("app", "system.buckets.weather", &buckets);
+    let definition = fake.definition("app", "weather").0;
+    let memory = MemorySink::default();
+    backup(&fake, &memory, json!({})).await;
+    let target = Fake::start(Instants::None).await;
+    for _ in 0..2 {
+        let restored = restore(&target, &memory).await;
+        assert!(restored.causes.is_empty(), "{:?}", restored.causes);
+        assert_eq!(target.definition("app", "weather").0, definition);
+        let mut found = target.documents("app", "system.buckets.weather");
+        found.sort();
+        assert_eq!(found, buckets);
+        assert_eq!(target.documents("app", "weather"), Vec::<Vec<u8>>::new());
+    }
+    let target = Fake::start(Instants::None).await;
+    target.put("app", "weather", &[Writing::new().int("_id", 1).bytes()]);
+    target.lack(&["timeseries"]);
+    let refused = restore(&target, &memory).await;
+    let said = format!("{:?}", refused.causes);
+    println!("{said}");
+    assert!(
+        said.contains("app.weather") && said.contains("nothing was changed"),
+        "{said}"
+    );
+    assert_eq!(
+        target.documents("app", "weather").len(),
+        1,
+        "it was dropped all the same"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_option_that_a_server_has_not_is_left_out_with_a_warning() {
+    let fake = Fake::start(Instants::None).await;
+    let capped = || Writing::new().flag("capped", true).long("size", 1000);
+    fake.make(
+        "app",
+        "queue",
+        capped()
+            .document("collation", &Writing::new().text("locale", "de").bytes())
+            .bytes(),
+    );
+    let documents: Vec<Vec<u8>> = (0..9)
+        .map(|n| Writing::new().int("_id", n).bytes())
+        .collect();
+    fake.put("app", "queue", &documents);
+    let memory = MemorySink::default();
+    backup(&fake, &memory, json!({})).await;
+    let target = Fake::start(Instants::None).await;
+    target.lack(&["collation"]);
+    let restored = restore(&target, &memory).await;
+    assert!(restored.causes.is_empty(), "{:?}", restored.causes);
+    let warned = format!("{restored:?}");
+    assert!(
+        warned.contains("`app.queue` comes back without `collation`"),
+        "{warned}"
+    );
+    assert_eq!(target.definition("app", "queue").0, capped().bytes());
+    assert_eq!(target.documents("app", "queue"), documents);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_roles_come_back_and_the_account_in_use_stays_as_it_is() {
+    let user = |name: &str, password: &str| {
+        Writing::new()
+            .text("_id", &format!("admin.{name}"))
+            .text("user", name)
+            .text("db", "admin")
+            .document("credentials", &Writing::new().text("key", password).bytes())
+            .bytes()
+    };
+    let role = |name: &str| {
+        Writing::new()
+            .text("_id", &format!("admin.{name}"))
+            .text("role", name)
+            .bytes()
+    };
+    let fake = Fake::start(Instants::None).await;
+    fake.put("app", "a", &[Writing::new().int("_id", 1).bytes()]);
+    fake.put(
+        "admin",
+        "system.users",
+        &[user("keeper", "old"), user("teacher", "hers")],
+    );
+    fake.put("admin", "system.roles", &[role("reader")]);
+    let memory = MemorySink::default();
+    backup(&fake, &memory, json!({})).await;
+    let target = Fake::start(Instants::None).await;
+    target.put(
+        "admin",
+        "system.users",
+        &[user("keeper", "new"), user("stranger", "his")],
+    );
+    let restored = restore(&target, &memory).await;
+    assert!(restored.causes.is_empty(), "{:?}", restored.causes);
+    let mut users = target.documents("admin", "system.users");
+    users.sort();
+    let mut expected = vec![user("keeper", "new"), user("teacher", "hers")];
+    expected.sort();
+    assert_eq!(users, expected);
+    assert_eq!(target.documents("admin", "system.roles"), [role("reader")]);
+    assert_eq!(
+        target.documents("admin", "bk_restored_users"),
+        Vec::<Vec<u8>>::new()
+    );
 }

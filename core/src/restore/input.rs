@@ -247,6 +247,22 @@ pub struct Member {
     pub body: Body,
 }
 
+impl Member {
+    /// The whole body, in memory. Only a giant makes one over 16 MiB.
+    pub async fn bytes(self) -> Result<Bytes> {
+        match self.body {
+            Body::Whole(bytes) => Ok(bytes),
+            Body::Stream(mut stream) => {
+                let mut bytes = Vec::with_capacity(self.len.unwrap_or_default() as usize);
+                while let Some(chunk) = stream.next().await? {
+                    bytes.extend_from_slice(&chunk);
+                }
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
 /// A member's body.
 #[derive(Debug)]
 pub enum Body {

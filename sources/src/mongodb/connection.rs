@@ -208,27 +208,6 @@ impl Connection {
         Ok(found)
     }
 
-    /// Opens a cursor whose every answer has so many documents.
-    pub async fn cursor_of(
-        &self,
-        database: &str,
-        command: Writing,
-        documents: u32,
-    ) -> Result<RawBatchCursor, Failure> {
-        let raw = command.raw().map_err(ours)?;
-        let database = self.client.database(database);
-        let opened = async {
-            let command = database.run_raw_cursor_command(raw).batch_size(documents);
-            Ok(command.batch().await)
-        };
-        let opened = self
-            .cx
-            .within(COMMAND_LIMIT, late, opened)
-            .await
-            .map_err(ours)?;
-        opened.map_err(|e| failure(&e))
-    }
-
     /// Opens a cursor.
     pub async fn cursor(
         &self,

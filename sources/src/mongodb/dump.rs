@@ -19,12 +19,13 @@ use mongodb::ClientSession;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor, SessionRawBatchCursor};
 use std::collections::HashMap;
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 /// Documents that are asked for first: what fits into them needs no second question.
 const FIRST_DOCUMENTS: i32 = 101;
-/// What one answer should weigh.
-const BATCH_BYTES: usize = 4 << 20;
+/// What an answer weighs at most where the server keeps to that.
+const ANSWER_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
 
 /// What was read of a collection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,9 +99,11 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
     }
 }
 
+type Fetched = (RawBatchCursor, Result<Option<RawBatch>, Failure>);
+
 /// Answers of a cursor; one is on its way while another is looked at.
 enum Batches {
-    Ahead(mpsc::Receiver<Result<Option<RawBatch>, Failure>>),
+    Ahead(JoinHandle<Fetched>),
     InSession(Box<SessionRawBatchCursor>, Arc<Mutex<ClientSession>>),
 }
 
@@ -123,27 +126,26 @@ impl Batches {
                 .map_err(|e| crate::mongodb::connection::failure(&e).error)?;
             return Ok(Self::InSession(Box::new(cursor), session.clone()));
         }
-        let name = &collection.database;
-        let cursor = match documents_of_a_batch(connection, collection).await? {
-            // The driver wants to know from the start how much it asks for each time.
-            Some(documents) => {
-                let command = command(documents as i32);
-                connection.cursor_of(name, command, documents).await?
-            }
-            None => connection.cursor(name, command(FIRST_DOCUMENTS)).await?,
-        };
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(fetch(connection.clone(), cursor, sender));
-        Ok(Self::Ahead(receiver))
+        // Every further answer is as large as the server lets it be: fewer answers are quicker.
+        let first = documents_of_the_first_answer(connection, collection).await?;
+        let cursor = connection
+            .cursor(&collection.database, command(first))
+            .await?;
+        Ok(Self::Ahead(fetch(connection.clone(), cursor)))
     }
 
     async fn next(&mut self, connection: &Connection) -> Result<Option<RawBatch>> {
         match self {
-            Self::Ahead(queue) => match queue.recv().await {
-                Some(next) => Ok(next?),
-                // The end is said; silence is none.
-                None => Err(bug("the reader of a cursor ended without a word")),
-            },
+            Self::Ahead(next) => {
+                let (cursor, batch) = (&mut *next)
+                    .await
+                    .map_err(|e| bug(format!("the reader of a cursor ended: {e}")))?;
+                let batch = batch?;
+                if batch.is_some() {
+                    *next = fetch(connection.clone(), cursor);
+                }
+                Ok(batch)
+            }
             Self::InSession(cursor, session) => {
                 let mut held = session.lock().await;
                 Ok(connection.next_in(cursor, &mut held).await?)
@@ -152,38 +154,31 @@ impl Batches {
     }
 }
 
-/// Ends with the cursor, with its first failure, or when nobody waits any more.
-async fn fetch(
-    connection: Connection,
-    mut cursor: RawBatchCursor,
-    batches: mpsc::Sender<Result<Option<RawBatch>, Failure>>,
-) {
-    loop {
-        let batch = connection.next(&mut cursor).await;
-        let last = !matches!(batch, Ok(Some(_)));
-        if batches.send(batch).await.is_err() || last {
-            return;
-        }
-    }
-}
-
-/// How many documents an answer should have, so that several readers can hold theirs; nothing where the server does not say how large they are.
-async fn documents_of_a_batch(
+/// Real servers end an answer where it would be too large; others send as many documents as they were asked for.
+async fn documents_of_the_first_answer(
     connection: &Connection,
     collection: &Collection,
-) -> Result<Option<u32>> {
+) -> Result<i32> {
     // A database that fits into one answer needs no further questions.
-    if connection.data_bytes(&collection.database).await? <= BATCH_BYTES as f64 {
-        return Ok(None);
+    if connection.data_bytes(&collection.database).await? <= ANSWER_BYTES {
+        return Ok(FIRST_DOCUMENTS);
     }
     let command = Writing::new().text("collStats", &collection.data_name());
     let stats = match connection.run(&collection.database, command).await {
         Ok(stats) => stats,
-        Err(failure) if failure.code.is_some() => return Ok(None),
+        Err(failure) if failure.code.is_some() => return Ok(FIRST_DOCUMENTS),
         Err(failure) => return Err(failure.error),
     };
-    let mean = number(&stats, "avgObjSize").filter(|mean| *mean >= 1.0);
-    Ok(mean.map(|mean| (BATCH_BYTES as f64 / mean).clamp(1.0, 1e6) as u32))
+    let mean = number(&stats, "avgObjSize").unwrap_or(0.0).max(1.0);
+    Ok((ANSWER_BYTES / mean).clamp(1.0, f64::from(FIRST_DOCUMENTS)) as i32)
+}
+
+/// One more answer.
+fn fetch(connection: Connection, mut cursor: RawBatchCursor) -> JoinHandle<Fetched> {
+    tokio::spawn(async move {
+        let batch = connection.next(&mut cursor).await;
+        (cursor, batch)
+    })
 }
 
 /// What a segment is.

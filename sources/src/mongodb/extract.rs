@@ -6,8 +6,8 @@ use crate::mongodb::bson;
 use crate::mongodb::catalogue::BUCKETS;
 use crate::mongodb::metadata::{Kind, Metadata};
 use crate::mongodb::names::{collection, file_name, is_cut, is_refused_by_mongorestore, name_of};
+use crate::mongodb::restore::SERVER_GROUP;
 use crate::mongodb::restore::archive_file::{Listed, Writer};
-use crate::mongodb::restore::{SERVER_GROUP, body_of};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use bk_core::context::Context;
@@ -15,6 +15,7 @@ use bk_core::error::{Error, Result, settings, unsupported};
 use bk_core::name::MemberPath;
 use bk_core::source::{ExtractAs, Input, Member, Meta, Stage, Tally, UnitCount};
 use bk_core::tree::{Tree, TreeOptions, Writing};
+use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 
@@ -195,11 +196,11 @@ impl Extracting {
 
     async fn schema(&mut self, cx: &Context, input: &mut Input) -> Result<()> {
         let members = input.stage(Stage::Schema).await?;
-        let mut raw: HashMap<Unit, Vec<u8>> = HashMap::new();
+        let mut raw: HashMap<Unit, Bytes> = HashMap::new();
         while let Some(member) = members.next().await? {
             cx.check_cancelled()?;
             let (unit, path) = (member.unit.clone(), member.path.to_string());
-            let body = body_of(member).await?;
+            let body = member.bytes().await?;
             self.count(&unit, Stage::Schema, 0, body.len());
             if path.ends_with(".metadata.raw") {
                 raw.insert(unit, body);
@@ -280,7 +281,7 @@ impl Extracting {
     }
 
     /// Users and roles, which stand at the end of the archive.
-    async fn users_ahead(&self, cx: &Context, input: &Input) -> Result<Vec<(String, Vec<u8>)>> {
+    async fn users_ahead(&self, cx: &Context, input: &Input) -> Result<Vec<(String, Bytes)>> {
         let members = input.look(Stage::Finish).await?;
         let mut users = Vec::new();
         while let Some(member) = members.next().await? {
@@ -290,7 +291,7 @@ impl Extracting {
                 .strip_prefix("admin/")
                 .and_then(|file| file.strip_suffix(".bson"));
             if let Some(name) = name.filter(|_| member.unit.0 == SERVER_GROUP) {
-                users.push((name.to_owned(), body_of(member).await?));
+                users.push((name.to_owned(), member.bytes().await?));
             }
         }
         Ok(users)
@@ -298,7 +299,7 @@ impl Extracting {
 
     async fn documents(&mut self, member: Member, tree: &mut Tree, out: &mut Out) -> Result<()> {
         let (unit, path) = (member.unit.clone(), member.path.to_string());
-        let body = body_of(member).await?;
+        let body = member.bytes().await?;
         let count = bson::documents(&body).try_fold(0, |n, document| document.map(|_| n + 1))?;
         self.count(&unit, Stage::Data, count, body.len());
         *self.filled.entry(unit.clone()).or_default() += count;
@@ -329,7 +330,7 @@ impl Extracting {
 
     async fn finish(&mut self, member: Member, tree: &mut Tree, out: &mut Out) -> Result<()> {
         let (unit, path) = (member.unit.clone(), member.path.to_string());
-        let body = body_of(member).await?;
+        let body = member.bytes().await?;
         let count = bson::documents(&body).try_fold(0, |n, document| document.map(|_| n + 1))?;
         self.count(&unit, Stage::Finish, count, body.len());
         if unit.0 == SERVER_GROUP {

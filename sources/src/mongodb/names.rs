@@ -1,8 +1,9 @@
-//! Names of databases and collections as files of `mongodump` have them, and as units of a selector.
+//! Names of databases and collections as files of `mongodump` have them.
 //!
 //! A database's folder is its bare name. A collection's file is its name as a form field is escaped; over 238 bytes the beginning, a `$` and
 //! the SHA-1 of the whole name. (mongodb/mongo-tools, mongodump.)
 
+pub use crate::parts::{name_of, part};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha1::{Digest, Sha1};
@@ -80,20 +81,6 @@ fn unescaped(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// A name as one part of a selector: the words of `bk_core::name::escape`, without `/`, and neither `.` nor `..` alone.
-pub fn part(name: &str) -> String {
-    let text = bk_core::name::escape(name.as_bytes()).replace('/', "\\x2f");
-    match text.as_str() {
-        "." | ".." => text.replace('.', "\\x2e"),
-        _ => text,
-    }
-}
-
-/// The name behind a group or unit.
-pub fn name_of(part: &str) -> String {
-    String::from_utf8_lossy(&bk_core::name::unescape(part)).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,14 +113,5 @@ mod tests {
         let plain = file_name(&"n".repeat(300));
         assert!(is_cut(&plain) && !is_refused_by_mongorestore(&plain));
         assert_eq!(file_name(&"n".repeat(238)), "n".repeat(238));
-    }
-
-    #[test]
-    fn units_come_back_as_names() {
-        for name in ["a/b", ".", "..", "new\nline", "back\\slash", "emoji😀"] {
-            let part = part(name);
-            assert!(!part.contains('/') && part != "." && part != "..");
-            assert_eq!(name_of(&part), name);
-        }
     }
 }

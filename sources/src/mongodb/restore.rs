@@ -1,6 +1,7 @@
 //! Putting databases back: collections with their options, documents over many connections, what the log adds, then indexes, views, users.
 
 pub mod archive_file;
+mod definitions;
 pub mod foreign;
 pub mod indexes;
 pub mod insert;
@@ -10,17 +11,16 @@ use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::{self, Collection, Filter};
 use crate::mongodb::connection::{Connection, code};
 use crate::mongodb::mark;
-use crate::mongodb::metadata::{Kind, Metadata};
+use crate::mongodb::metadata::Kind;
 use crate::mongodb::names::{name_of, part};
 use crate::mongodb::oplog::replay::Replay;
 use crate::mongodb::server::Server;
 use crate::mongodb::{LAYOUT, Mongodb};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, bug, conflict, unsupported};
-use bk_core::source::{
-    Body, Existing, Input, Member, RestoreOptions, Selected, Stage, Tally, UnitCount,
-};
+use bk_core::source::{Existing, Input, RestoreOptions, Selected, Stage, Tally, UnitCount};
 use bk_core::unfinished::Unfinished;
+use bytes::Bytes;
 use indexes::Which;
 use insert::{Inserted, Limits, Target};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -34,8 +34,6 @@ pub const SERVER_GROUP: &str = ".";
 pub const USERS_UNIT: &str = "users";
 /// Things kept on purpose that are named one by one.
 const KEPT_NAMED: usize = 100;
-/// Options that servers no longer take, and that say nothing of the data.
-const DROPPED_OPTIONS: [&[u8]; 2] = [b"autoIndexId", b"recordIdsReplicated"];
 
 type Unit = (String, String);
 
@@ -114,16 +112,6 @@ struct Made {
     options: Vec<u8>,
 }
 
-/// Which collection, and why it was refused.
-type Created = Result<(Unit, Option<String>)>;
-
-/// Collections that are being made, and what stood in their databases before.
-#[derive(Default)]
-struct Making {
-    there: HashMap<String, BTreeMap<String, Collection>>,
-    tasks: JoinSet<Created>,
-}
-
 /// How much of a collection's documents was written.
 #[derive(Clone, Copy, Debug)]
 enum Written {
@@ -176,8 +164,10 @@ impl<'a> Restoring<'a> {
     }
 
     async fn run(&mut self, mut input: Input) -> Result<()> {
+        self.refuse_targets()?;
+        self.refuse_existing().await?;
+        self.definitions(&mut input).await?;
         let mine = self.begin().await?;
-        self.schema(&mut input).await?;
         self.documents(&mut input).await?;
         // Nothing of this source is Large, but the stages are read in order.
         let large = input.stage(Stage::Large).await?;
@@ -186,10 +176,9 @@ impl<'a> Restoring<'a> {
         self.end(&mine).await
     }
 
-    /// Refuses what must not be, sets the mark, and makes way.
+    /// All definitions are known: refuses those that the target cannot have, sets the mark, makes way, and makes the collections.
     async fn begin(&mut self) -> Result<Unfinished> {
-        self.refuse_targets()?;
-        self.refuse_existing().await?;
+        self.try_definitions().await?;
         let mine = Unfinished {
             id: self.how.id.clone(),
             archive: self.how.archive.clone(),
@@ -204,6 +193,7 @@ impl<'a> Restoring<'a> {
         if self.existing == Existing::Replace {
             self.make_way().await?;
         }
+        self.make_collections().await?;
         Ok(mine)
     }
 
@@ -420,122 +410,6 @@ impl<'a> Restoring<'a> {
         }
     }
 
-    /// Collections with their options; views wait.
-    async fn schema(&mut self, input: &mut Input) -> Result<()> {
-        let members = input.stage(Stage::Schema).await?;
-        let mut raw: HashMap<Unit, Vec<u8>> = HashMap::new();
-        let mut making = Making::default();
-        while let Some(member) = members.next().await? {
-            self.cx.check_cancelled()?;
-            let (unit, path) = (member.unit.clone(), member.path.to_string());
-            let body = body_of(member).await?;
-            self.count(&unit, Stage::Schema, 0, body.len() as u64);
-            if path.ends_with(".metadata.raw") {
-                raw.insert(unit, body);
-                continue;
-            }
-            if !path.ends_with(".metadata.json") {
-                continue;
-            }
-            let within = |e: Error| e.within(format!("`{path}`"));
-            let mut metadata = Metadata::parse(&body).map_err(within)?;
-            if let Some(raw) = raw.remove(&unit) {
-                metadata.take_raw(&raw).map_err(within)?;
-            }
-            let name = name_of(&unit.1);
-            self.make(&mut making, unit, name, metadata).await?;
-        }
-        self.all_made(making).await
-    }
-
-    /// Makes a collection, beside others; a view waits.
-    async fn make(
-        &mut self,
-        making: &mut Making,
-        unit: Unit,
-        name: String,
-        metadata: Metadata,
-    ) -> Result<()> {
-        let database = self.database(&unit.0);
-        if self.existing == Existing::Merge && !making.there.contains_key(&database) {
-            making
-                .there
-                .insert(database.clone(), self.there(&database).await?);
-        }
-        let old = making
-            .there
-            .get(&database)
-            .and_then(|all| all.get(&part(&name)));
-        let made = Made {
-            data_name: name.clone(),
-            capped: bson::find(&metadata.options, b"capped").is_some_and(|flag| flag.truthy()),
-            kind: metadata.kind,
-            raw: false,
-            indexes: metadata.indexes,
-            options: metadata.options,
-            database,
-            name,
-        };
-        if let Some(old) = old {
-            if old.options != made.options || old.kind != made.kind {
-                self.tally.warnings.push(format!(
-                    "`{}` has other options than in the archive; they stay as they are",
-                    old.full()
-                ));
-            }
-        } else if made.kind != Kind::View {
-            while making.tasks.len() >= self.parallel {
-                self.created(making.tasks.join_next().await)?;
-            }
-            let (connection, unit, made) = (self.connection.clone(), unit.clone(), made.clone());
-            making.tasks.spawn(async move {
-                create(&connection, &made)
-                    .await
-                    .map(|refused| (unit, refused))
-            });
-        }
-        self.made.insert(unit, made);
-        Ok(())
-    }
-
-    async fn all_made(&mut self, mut making: Making) -> Result<()> {
-        while !making.tasks.is_empty() {
-            self.created(making.tasks.join_next().await)?;
-        }
-        self.find_buckets().await
-    }
-
-    fn created(&mut self, ended: Option<Result<Created, tokio::task::JoinError>>) -> Result<()> {
-        let Some(ended) = ended else { return Ok(()) };
-        let (unit, refused) = ended.map_err(|e| bug(format!("a task ended: {e}")))??;
-        if let Some(why) = refused {
-            self.give_up(&unit, why);
-        }
-        Ok(())
-    }
-
-    /// Where a time series keeps its measurements is the target's own matter.
-    async fn find_buckets(&mut self) -> Result<()> {
-        let series: Vec<Unit> = self
-            .made
-            .iter()
-            .filter(|(_, made)| made.kind == Kind::TimeSeries)
-            .map(|(unit, _)| unit.clone())
-            .collect();
-        for unit in series {
-            let database = self.database(&unit.0);
-            let there = self.there(&database).await?;
-            if let Some(made) = self.made.get_mut(&unit) {
-                match there.get(&unit.1) {
-                    Some(c) if c.buckets => made.data_name = c.data_name(),
-                    Some(c) if c.kind == Kind::TimeSeries => made.raw = true,
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn target(&self, made: &Made) -> Target {
         Target {
             connection: self.connection.clone(),
@@ -562,57 +436,68 @@ impl<'a> Restoring<'a> {
             self.build_indexes(&unit, &mut tasks);
         }
         while let Some(member) = members.next().await? {
-            self.cx.check_cancelled()?;
-            while let Some(done) = tasks.try_join_next() {
-                self.done(done, &mut tasks)?;
-            }
             let unit = member.unit.clone();
-            let body = body_of(member).await?;
-            let Some(made) = self.made.get(&unit) else {
+            let body = member.bytes().await?;
+            if !self.made.contains_key(&unit) {
                 return Err(Error::corrupt(format!(
                     "`{}/{}` has documents and no definition",
                     unit.0, unit.1
                 )));
-            };
-            if self.unusable.contains(&unit) {
-                continue;
             }
-            let target = self.target(made);
-            if target.ordered {
-                // Its documents come in their order, so this one waits for itself alone.
-                let bytes = body.len() as u64;
-                let inserted = target
-                    .insert_all(&body)
-                    .await
-                    .map_err(|e| within(&target, e))?;
-                self.done(
-                    Ok(Ok(Done::Documents(unit, inserted, Written::Member(bytes)))),
-                    &mut tasks,
-                )?;
-                continue;
-            }
-            let permit = self
-                .permits
-                .clone()
-                .acquire_owned()
-                .await
-                .map_err(|e| bug(e.to_string()))?;
-            tasks.spawn(async move {
-                let inserted = target
-                    .insert_all(&body)
-                    .await
-                    .map_err(|e| within(&target, e))?;
-                drop(permit);
-                Ok(Done::Documents(
-                    unit,
-                    inserted,
-                    Written::Member(body.len() as u64),
-                ))
-            });
+            let written = Written::Member(body.len() as u64);
+            self.write(&mut tasks, unit, body, written).await?;
         }
         while let Some(done) = tasks.join_next().await {
             self.done(done, &mut tasks)?;
         }
+        Ok(())
+    }
+
+    /// Writes whole documents of a collection beside others. Those of a capped one come in their order: this one waits for itself alone.
+    async fn write(
+        &mut self,
+        tasks: &mut JoinSet<Result<Done>>,
+        unit: Unit,
+        body: Bytes,
+        written: Written,
+    ) -> Result<()> {
+        self.cx.check_cancelled()?;
+        while let Some(done) = tasks.try_join_next() {
+            self.done(done, tasks)?;
+        }
+        let Some(made) = self
+            .made
+            .get(&unit)
+            .filter(|_| !self.unusable.contains(&unit))
+        else {
+            return Ok(());
+        };
+        let target = self.target(made);
+        let ordered = target.ordered;
+        let permits = self.permits.clone();
+        let insert = async move {
+            let _permit = permits
+                .acquire_owned()
+                .await
+                .map_err(|e| bug(e.to_string()))?;
+            let inserted = target
+                .insert_all(&body)
+                .await
+                .map_err(|e| within(&target, e))?;
+            Ok(Done::Documents(unit, inserted, written))
+        };
+        if ordered {
+            let done = insert.await;
+            return self.done(Ok(done), tasks);
+        }
+        // No more bodies are held than are written.
+        while tasks.len() >= self.parallel {
+            match tasks.join_next().await {
+                Some(done) => self.done(done, tasks)?,
+                None => break,
+            }
+        }
+        tasks.spawn(insert);
         Ok(())
     }
 
@@ -689,7 +574,7 @@ impl<'a> Restoring<'a> {
         while let Some(member) = members.next().await? {
             self.cx.check_cancelled()?;
             let (unit, path) = (member.unit.clone(), member.path.to_string());
-            let body = body_of(member).await?;
+            let body = member.bytes().await?;
             if unit.0 == SERVER_GROUP {
                 let documents = bson::documents(&body)
                     .map(|d| d.map(<[u8]>::to_vec))
@@ -775,40 +660,6 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    /// Views look at what is there now; those that look at views come in any order.
-    async fn views(&mut self) -> Result<()> {
-        let views: Vec<(Unit, Made)> = self
-            .made
-            .iter()
-            .filter(|(_, made)| made.kind == Kind::View)
-            .map(|(unit, made)| (unit.clone(), made.clone()))
-            .collect();
-        for (unit, view) in views {
-            self.cx.check_cancelled()?;
-            match create(&self.connection, &view).await? {
-                None => {}
-                Some(_) if self.existing == Existing::Merge => {
-                    self.replace_view(&unit, &view).await?;
-                }
-                Some(why) => self.fail(&unit, why),
-            }
-        }
-        Ok(())
-    }
-
-    async fn replace_view(&mut self, unit: &Unit, view: &Made) -> Result<()> {
-        let there = self.there(&view.database).await?;
-        match there.get(&unit.1) {
-            Some(old) if old.kind == Kind::View && old.options == view.options => return Ok(()),
-            Some(old) if old.kind == Kind::View => self.drop_collection(old).await?,
-            _ => {}
-        }
-        if let Some(why) = create(&self.connection, view).await? {
-            self.fail(unit, why);
-        }
-        Ok(())
-    }
-
     /// Last of all: from now on documents go away by themselves.
     async fn expiring_indexes(&mut self) -> Result<()> {
         let expiring: Vec<(Unit, Made, Vec<Vec<u8>>)> = self
@@ -838,42 +689,9 @@ impl<'a> Restoring<'a> {
     }
 }
 
-/// Makes a collection or view; says why the server refuses it.
-async fn create(connection: &Connection, made: &Made) -> Result<Option<String>> {
-    let mut command = Writing::with_capacity(made.options.len() + 64).text("create", &made.name);
-    for option in bson::elements(&made.options) {
-        let option = option?;
-        if !DROPPED_OPTIONS.contains(&option.name) {
-            command.push_element(option.whole);
-        }
-    }
-    match connection.run(&made.database, command).await {
-        Ok(_) => Ok(None),
-        Err(failure) if failure.code.is_some() => Ok(Some(format!(
-            "`{}.{}` could not be made: {}",
-            made.database, made.name, failure.error
-        ))),
-        Err(failure) => Err(failure.error),
-    }
-}
-
 fn within(target: &Target, error: Error) -> Error {
     error.within(format!(
         "writing into `{}.{}`",
         target.database, target.collection
     ))
-}
-
-/// The bytes of a member. Only a giant makes one over 16 MiB.
-pub async fn body_of(member: Member) -> Result<Vec<u8>> {
-    match member.body {
-        Body::Whole(bytes) => Ok(bytes.into()),
-        Body::Stream(mut stream) => {
-            let mut bytes = Vec::with_capacity(member.len.unwrap_or_default() as usize);
-            while let Some(chunk) = stream.next().await? {
-                bytes.extend_from_slice(&chunk);
-            }
-            Ok(bytes)
-        }
-    }
 }

@@ -4,8 +4,7 @@
 //! come from the files; where a file name holds only the beginning of a long name, from the metadata in it.
 
 use super::archive_file::{self, Listed, Piece, Reader};
-use super::insert::Inserted;
-use super::{Done, Making, Restoring, SERVER_GROUP, Target, USERS_UNIT, Unit, Written, within};
+use super::{Done, Restoring, SERVER_GROUP, USERS_UNIT, Unit, Written};
 use crate::mongodb::Mongodb;
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::BUCKETS;
@@ -15,7 +14,7 @@ use crate::mongodb::oplog::replay::Replay;
 use crate::mongodb::oplog::{COPIED_MAX_BYTES, Sorting};
 use crate::mongodb::server::Server;
 use bk_core::context::Context;
-use bk_core::error::{Error, Result, bug, conflict, unsupported};
+use bk_core::error::{Error, Result, conflict, unsupported};
 use bk_core::selector::Matched;
 use bk_core::source::{
     Body, Candidate, Claim, Input, Kind as EntryKind, Member, RestoreOptions, Selected, Stage,
@@ -262,7 +261,7 @@ impl Survey {
 
     async fn metadata(&mut self, member: Member) -> Result<()> {
         let unit = member.unit.clone();
-        let body = super::body_of(member).await?;
+        let body = member.bytes().await?;
         let metadata = Metadata::parse(&body)?;
         self.with_metadata.insert(unit.clone());
         if self.collections.insert(unit.clone(), metadata).is_some() {
@@ -377,10 +376,10 @@ fn is_selected(selected: &[Selected], unit: &Unit) -> bool {
 
 impl Restoring<'_> {
     async fn foreign(&mut self, mut input: Input, survey: Survey) -> Result<()> {
-        let mine = self.begin().await?;
+        self.refuse_targets()?;
+        self.refuse_existing().await?;
         self.waits
             .clone_from(&survey.documents.into_iter().collect::<HashMap<_, _>>());
-        let mut making = Making::default();
         for (unit, metadata) in survey.collections {
             self.cx.check_cancelled()?;
             if !is_selected(&self.how.selected, &unit) {
@@ -394,13 +393,13 @@ impl Restoring<'_> {
             if survey.with_metadata.contains(&unit) {
                 self.count(&unit, Stage::Schema, 0, 0);
             }
-            self.make(&mut making, unit, name, metadata).await?;
+            self.define(unit, name, metadata);
         }
-        self.all_made(making).await?;
+        let mine = self.begin().await?;
         let mut later = Later::default();
         // What the log may change yet gets its indexes at the end.
         self.logged = self.made.keys().cloned().collect();
-        let mut writing = Blocks::default();
+        let mut writing = JoinSet::new();
         let members = input.stage(Stage::Data).await?;
         while let Some(member) = members.next().await? {
             match File::documents_in(&member.path.to_string()) {
@@ -409,13 +408,15 @@ impl Restoring<'_> {
                     self.count(&unit, Stage::Data, 0, 0);
                     let mut documents = DocumentFile::of(member);
                     while let Some(block) = documents.next().await? {
-                        self.write(&mut writing, &unit, block).await?;
+                        self.block(&mut writing, unit.clone(), block).await?;
                     }
                 }
                 _ => self.archive(member, &mut writing, &mut later).await?,
             }
         }
-        self.written(&mut writing).await?;
+        while let Some(done) = writing.join_next().await {
+            self.done(done, &mut writing)?;
+        }
         self.compare_documents();
         let members = input.stage(Stage::Finish).await?;
         while let Some(member) = members.next().await? {
@@ -428,7 +429,7 @@ impl Restoring<'_> {
                 }
             } else {
                 let unit = member.unit.clone();
-                later.users_of(&path, &super::body_of(member).await?)?;
+                later.users_of(&path, &member.bytes().await?)?;
                 self.count(&unit, Stage::Finish, 0, 0);
             }
         }
@@ -442,7 +443,7 @@ impl Restoring<'_> {
     async fn archive(
         &mut self,
         member: Member,
-        writing: &mut Blocks,
+        writing: &mut JoinSet<Result<Done>>,
         later: &mut Later,
     ) -> Result<()> {
         let mut reader = Reader::default();
@@ -487,65 +488,25 @@ impl Restoring<'_> {
                 held = 0;
             }
             for (unit, block) in full.drain(..).filter(|(_, block)| !block.is_empty()) {
-                self.write(writing, &unit, block).await?;
+                self.block(writing, unit, block).await?;
             }
         }
         reader.finish()?;
         for (unit, block) in gathered.into_iter().filter(|(_, block)| !block.is_empty()) {
-            self.write(writing, &unit, block).await?;
+            self.block(writing, unit, block).await?;
         }
         Ok(())
     }
 
-    /// Whole documents of one collection, beside others.
-    async fn write(&mut self, writing: &mut Blocks, unit: &Unit, block: Vec<u8>) -> Result<()> {
-        self.cx.check_cancelled()?;
-        while let Some(done) = writing.tasks.try_join_next() {
-            self.done(done, &mut writing.indexes)?;
-        }
-        let Some(made) = self
-            .made
-            .get(unit)
-            .filter(|_| !self.unusable.contains(unit))
-        else {
-            return Ok(());
-        };
-        let target: Target = self.target(made);
-        let unit = unit.clone();
-        if target.ordered {
-            let inserted = target
-                .insert_all(&block)
-                .await
-                .map_err(|e| within(&target, e))?;
-            let done = Done::Documents(unit, inserted, Written::Part(block.len() as u64));
-            return self.done(Ok(Ok(done)), &mut writing.indexes);
-        }
-        let permit = self
-            .permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|e| bug(e.to_string()))?;
-        writing.tasks.spawn(async move {
-            let inserted: Inserted = target
-                .insert_all(&block)
-                .await
-                .map_err(|e| within(&target, e))?;
-            drop(permit);
-            Ok(Done::Documents(
-                unit,
-                inserted,
-                Written::Part(block.len() as u64),
-            ))
-        });
-        Ok(())
-    }
-
-    async fn written(&mut self, writing: &mut Blocks) -> Result<()> {
-        while let Some(done) = writing.tasks.join_next().await {
-            self.done(done, &mut writing.indexes)?;
-        }
-        Ok(())
+    /// A part of a file. Its indexes wait for the log.
+    async fn block(
+        &mut self,
+        writing: &mut JoinSet<Result<Done>>,
+        unit: Unit,
+        block: Vec<u8>,
+    ) -> Result<()> {
+        let written = Written::Part(block.len() as u64);
+        self.write(writing, unit, block.into(), written).await
     }
 
     /// The log, onto the collections that were restored.
@@ -619,14 +580,6 @@ impl Restoring<'_> {
             );
         }
     }
-}
-
-/// Blocks on their way to the server.
-#[derive(Default)]
-struct Blocks {
-    tasks: JoinSet<Result<Done>>,
-    /// None: they wait for the log.
-    indexes: JoinSet<Result<Done>>,
 }
 
 /// What comes after all documents.

@@ -172,6 +172,7 @@ async fn snapshot(
     }
     let ask = async |probe: &Collection, at| {
         let command = dump::find_all(probe, Order::Natural, &Point::Snapshot { at }, 1)
+            .int("limit", 1)
             .flag("singleBatch", true);
         let mut cursor = connection.cursor(&probe.database, command).await?;
         let batch = connection.next(&mut cursor).await?;

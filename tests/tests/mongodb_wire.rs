@@ -402,7 +402,7 @@ async fn what_the_log_says_of_the_time_of_reading_comes_back_and_a_log_that_forg
                     .bytes()[..]],
             )
             .bytes();
-        let entries = vec![
+        let entries = [
             entry(61 << 32, "i", "app.many", &new, None),
             entry(61 << 32 | 1, "u", "app.many", &changed, Some(&id(7))),
             entry(61 << 32 | 2, "d", "app.many", &id(8), None),

@@ -1,6 +1,8 @@
 //! The mark of a restore that is under way: documents of the database `bk_unfinished_restore`.
 
+use crate::couchdb::catalogue::Definition;
 use crate::couchdb::connection::{Connection, Method, Request, document_path, encoded};
+use crate::couchdb::restore::databases;
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::source::Selected;
 use bk_core::unfinished::Unfinished;
@@ -60,13 +62,10 @@ pub async fn read(connection: &Connection, databases: &[String]) -> Result<Vec<U
 
 /// Sets it for a restore that begins; those that it covers are forgotten.
 pub async fn begin(connection: &Connection, mine: &Unfinished) -> Result<()> {
-    let made = connection.ask(Method::PUT, &format!("/{NAME}")).await?;
-    // 412: it is there.
-    if !made.is_good() && made.status != 412 {
-        return Err(made
-            .refusal("making the mark of this restore")
-            .hint("use the account of a server admin"));
-    }
+    let definition = Definition::default();
+    databases::make_if_missing(connection, &definition, (NAME, None, false))
+        .await
+        .map_err(|e| e.within("making the mark of this restore"))?;
     set(connection, mine).await?;
     for other in marks(connection).await? {
         let unfinished = Unfinished {

@@ -1,6 +1,6 @@
 //! Putting databases back: each made as it was, then documents, attachments, design documents, and rights last.
 
-mod databases;
+pub mod databases;
 mod merge;
 mod writing;
 

@@ -6,7 +6,7 @@
 use crate::mongodb::Order;
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::Collection;
-use crate::mongodb::connection::{Connection, Failure, documents_of, number};
+use crate::mongodb::connection::{Connection, Failure, documents_of};
 use crate::mongodb::metadata::Kind;
 use crate::mongodb::snapshot::point::Point;
 use crate::segment::{self, Room};
@@ -22,10 +22,8 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-/// Documents that are asked for first: what fits into them needs no second question.
-const FIRST_DOCUMENTS: i32 = 101;
-/// What an answer weighs at most where the server keeps to that.
-const ANSWER_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
+/// Documents that are asked for first: two of the largest fit into a message, also where a server does not look at their size.
+const FIRST_DOCUMENTS: i32 = 2;
 
 /// What was read of a collection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,9 +125,8 @@ impl Batches {
             return Ok(Self::InSession(Box::new(cursor), session.clone()));
         }
         // Every further answer is as large as the server lets it be: fewer answers are quicker.
-        let first = documents_of_the_first_answer(connection, collection).await?;
         let cursor = connection
-            .cursor(&collection.database, command(first))
+            .cursor(&collection.database, command(FIRST_DOCUMENTS))
             .await?;
         Ok(Self::Ahead(fetch(connection.clone(), cursor)))
     }
@@ -152,25 +149,6 @@ impl Batches {
             }
         }
     }
-}
-
-/// Real servers end an answer where it would be too large; others send as many documents as they were asked for.
-async fn documents_of_the_first_answer(
-    connection: &Connection,
-    collection: &Collection,
-) -> Result<i32> {
-    // A database that fits into one answer needs no further questions.
-    if connection.data_bytes(&collection.database).await? <= ANSWER_BYTES {
-        return Ok(FIRST_DOCUMENTS);
-    }
-    let command = Writing::new().text("collStats", &collection.data_name());
-    let stats = match connection.run(&collection.database, command).await {
-        Ok(stats) => stats,
-        Err(failure) if failure.code.is_some() => return Ok(FIRST_DOCUMENTS),
-        Err(failure) => return Err(failure.error),
-    };
-    let mean = number(&stats, "avgObjSize").unwrap_or(0.0).max(1.0);
-    Ok((ANSWER_BYTES / mean).clamp(1.0, f64::from(FIRST_DOCUMENTS)) as i32)
 }
 
 /// One more answer.

@@ -152,14 +152,21 @@ pub async fn make_if_missing(
     definition: &Definition,
     (database, n, is_full): (&str, Option<u8>, bool),
 ) -> Result<()> {
-    if catalogue::info(connection, database).await?.is_some() {
-        return Ok(());
-    }
     let create = catalogue::creation(definition, database, n, is_full);
-    let answer = connection.send(&create).await?;
-    // 412: somebody was quicker.
-    if answer.is_good() || answer.status == 412 {
-        return Ok(());
+    let mut waited = Duration::ZERO;
+    loop {
+        if catalogue::info(connection, database).await?.is_some() {
+            return Ok(());
+        }
+        let answer = connection.send(&create).await?;
+        if answer.is_good() {
+            return Ok(());
+        }
+        // Somebody was quicker, or not all nodes know yet that it was deleted: the next look shows which.
+        if !is_passing(&answer) || waited >= PATIENCE {
+            return Err(catalogue::refused(&answer, &format!("making `{database}`")));
+        }
+        connection.pause(PAUSE).await?;
+        waited += PAUSE;
     }
-    Err(catalogue::refused(&answer, &format!("making `{database}`")))
 }

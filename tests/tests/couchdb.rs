@@ -1,0 +1,862 @@
+//! The source `couchdb` against a CouchDB of our own that behaves as a real 3.5.0 was seen to; `COUCHDB_URL` names a real one for those tests
+//! that need no faults.
+
+use async_trait::async_trait;
+use bk_core::archive::read_at::FileReadAt;
+use bk_core::archive::tail::Opened;
+use bk_core::settings::Settings;
+use bk_core::source::Source;
+use bk_tests::binary::Home;
+use bk_tests::couch_fake::{Fake, Faults, Site};
+use bk_tests::engine::raw_sums;
+use bk_tests::source_suite::{self, Subject};
+use bk_tests::{long, seed};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+const ACCOUNT: Option<(&str, &str)> = Some(("admin", "right"));
+
+fn settings(fake: &Fake, more: &str) -> String {
+    format!(
+        "format = 1\nplugins = [\"couchdb\", \"local\"]\n[source.couchdb]\nurl = \"{}\"\nuser = \"admin\"\npassword = \"right\"\n{more}[sink.local]\npath = \"out\"\n",
+        fake.url()
+    )
+}
+
+/// All that must come back of a database.
+fn contents_of(site: &Site, name: &str) -> (String, BTreeMap<String, Vec<String>>) {
+    let database = &site.databases[name];
+    let made = format!(
+        "q {} n {} partitioned {} revs {} purges {} security {:?}",
+        database.q,
+        database.n,
+        database.partitioned,
+        database.revs_limit,
+        database.purged_infos_limit,
+        database.security
+    );
+    (made, database.contents())
+}
+
+type Contents = BTreeMap<String, (String, BTreeMap<String, Vec<String>>)>;
+
+fn contents(fake: &Fake) -> Contents {
+    let site = fake.site();
+    site.databases
+        .keys()
+        .map(|name| (name.clone(), contents_of(&site, name)))
+        .collect()
+}
+
+#[track_caller]
+fn same(before: &Contents, now: &Contents, what: &str) {
+    let names = |all: &Contents| all.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(before), names(now), "{what}");
+    for (name, (made, documents)) in before {
+        assert_eq!(*made, now[name].0, "{what}: {name}");
+        for (id, leaves) in documents {
+            assert_eq!(Some(leaves), now[name].1.get(id), "{what}: {name}/{id}");
+        }
+        assert_eq!(documents.len(), now[name].1.len(), "{what}: {name}");
+    }
+}
+
+fn rev(n: u32) -> String {
+    format!("{n:032x}")
+}
+
+fn history(start: u32, newest: u32) -> String {
+    let ids: Vec<String> = (0..start)
+        .map(|n| format!("\"{}\"", rev(newest * 1000 + start - n)))
+        .collect();
+    format!(
+        "\"_revisions\":{{\"start\":{start},\"ids\":[{}]}}",
+        ids.join(",")
+    )
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::prelude::BASE64_STANDARD.encode(bytes)
+}
+
+fn noise(rng: &mut SmallRng, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rng.fill(&mut bytes[..]);
+    bytes
+}
+
+/// What databases hold that tools stumble over.
+fn hard_cases(site: &mut Site, rng: &mut SmallRng) {
+    site.create("app/hard+$(1)", 3, 1, false);
+    let name = "app/hard+$(1)";
+    let put = |site: &mut Site, json: String| site.put("app/hard+$(1)", &json);
+    // Conflicts of different depth; a deletion that hides a living one; deleted branches; histories that share their beginning.
+    for (newest, start) in [(1, 2), (2, 5), (3, 3)] {
+        put(
+            site,
+            format!(
+                "{{\"_id\":\"conflict\",\"n\":{newest},{}}}",
+                history(start, newest)
+            ),
+        );
+    }
+    put(
+        site,
+        format!("{{\"_id\":\"hidden\",\"living\":true,{}}}", history(2, 1)),
+    );
+    put(
+        site,
+        format!("{{\"_id\":\"hidden\",\"_deleted\":true,{}}}", history(9, 2)),
+    );
+    put(
+        site,
+        format!(
+            "{{\"_id\":\"tombstone\",\"_deleted\":true,\"body\":\"stays\",{}}}",
+            history(3, 1)
+        ),
+    );
+    put(site, format!("{{\"_id\":\"branches\",{}}}", history(4, 1)));
+    put(
+        site,
+        format!(
+            "{{\"_id\":\"branches\",\"_deleted\":true,\"x\":1,{}}}",
+            history(3, 2)
+        ),
+    );
+    put(
+        site,
+        format!("{{\"_id\":\"long history\",{}}}", history(900, 1)),
+    );
+    put(
+        site,
+        "{\"_id\":\"short revs\",\"_revisions\":{\"start\":2,\"ids\":[\"x\",\"y\"]}}".into(),
+    );
+    // Names.
+    for id in [
+        "a/b",
+        "per%cent",
+        "pl+us",
+        "sp ace",
+        "ümläut😀",
+        "line\u{2028}sep",
+        "42",
+        "quote\"d",
+        "back\\slash",
+        "_not really",
+    ] {
+        if !id.starts_with('_') {
+            let id = serde_json::to_string(id).unwrap();
+            site.put(name, &format!("{{\"_id\":{id},\"x\":1}}"));
+        }
+    }
+    let long = "l".repeat(4000);
+    site.put(name, &format!("{{\"_id\":\"{long}\"}}"));
+    // Numbers, keys, text.
+    site.put(
+        name,
+        r#"{"_id":"numbers","big":123456789012345678901234567890,"one":1.0,"short":1.10,"exp":1e3,"zero":-0.0,"tiny":5e-324,"neg":-7,"z":1,"a":2,"z":3,"in":{"b":[1.0,{"y":1e22}],"a":null}}"#,
+    );
+    site.put(name, r#"{"_id":"text","nul":"a\u0000b","astral":"\ud83d\ude00","ctl":"\u0001\n\t","slash":"\/","empty":"","":"no name"}"#);
+    site.put(
+        name,
+        &format!(
+            "{{\"_id\":\"heavy\",\"text\":\"{}\"}}",
+            base64(&noise(rng, 5 << 20))
+        ),
+    );
+    // Attachments: nothing, one byte, compressed text, what is compressed already, odd names, many, on conflicts.
+    let attached = |id: &str, list: &[(&str, &str, Vec<u8>)], more: &str| {
+        let list: Vec<String> = list
+            .iter()
+            .map(|(name, kind, bytes)| {
+                format!(
+                    "{}:{{\"content_type\":\"{kind}\",\"data\":\"{}\"}}",
+                    serde_json::to_string(name).unwrap(),
+                    base64(bytes)
+                )
+            })
+            .collect();
+        format!(
+            "{{\"_id\":{},\"_attachments\":{{{}}}{more}}}",
+            serde_json::to_string(id).unwrap(),
+            list.join(",")
+        )
+    };
+    let text = "text that repeats ".repeat(500).into_bytes();
+    site.put(
+        name,
+        &attached(
+            "attached",
+            &[
+                ("nothing", "text/plain", Vec::new()),
+                ("nothing at all", "image/png", Vec::new()),
+                ("one", "application/octet-stream", vec![7]),
+                ("text/ü 😀.txt", "text/plain; charset=utf-8", text.clone()),
+                (
+                    "--bk-",
+                    "image/jpeg",
+                    b"\r\n--bk-0123456789abcdef0123456789abcdef--".to_vec(),
+                ),
+                ("quote\"d", "application/gzip", noise(rng, 3000)),
+            ],
+            ",\"x\":1.0",
+        ),
+    );
+    let many: Vec<(String, Vec<u8>)> = (0..500)
+        .map(|n| (format!("n{n}"), noise(rng, 20)))
+        .collect();
+    let many: Vec<(&str, &str, Vec<u8>)> = many
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), "image/png", bytes.clone()))
+        .collect();
+    site.put(name, &attached("many", &many, ""));
+    for n in 1..3 {
+        site.put(
+            name,
+            &attached(
+                "attached conflict",
+                &[("same", "text/plain", text.clone())],
+                &format!(",\"n\":{n},{}", history(2, n)),
+            ),
+        );
+    }
+    site.put(
+        name,
+        &attached(
+            "middling",
+            &[
+                ("a", "image/png", noise(rng, 600_000)),
+                ("b", "text/css", noise(rng, 300_000)),
+            ],
+            "",
+        ),
+    );
+    site.put(
+        name,
+        &attached(
+            "large",
+            &[
+                ("movie", "video/mp4", noise(rng, 20 << 20)),
+                ("notes", "text/plain", text),
+            ],
+            "",
+        ),
+    );
+    // Programs: one refuses what others wrote before it came.
+    site.put(
+        name,
+        &format!("{{\"_id\":\"old\",\"forbidden\":true,{}}}", history(1, 9)),
+    );
+    site.put(name, r#"{"_id":"_design/check/slash","validate_doc_update":"function(){throw({forbidden:'no'})}"}"#);
+    site.put(
+        name,
+        &attached(
+            "_design/pages",
+            &[("index.html", "text/html", b"<html>".to_vec())],
+            ",\"views\":{\"a\":{\"map\":\"function(d){emit(1)}\"}}",
+        ),
+    );
+    let database = site.databases.get_mut(name).unwrap();
+    database.security = Some(r#"{"admins":{"names":["a"],"roles":[]},"members":{"roles":["team"]},"cloudant":{"x":["_reader"]}}"#.into());
+    database.revs_limit = 950;
+    database.purged_infos_limit = 77;
+    database
+        .local
+        .insert("_local/checkpoint".into(), (4, "\"seq\":1".into()));
+    site.create("parts", 8, 1, true);
+    for n in 0..50 {
+        site.put(
+            "parts",
+            &format!("{{\"_id\":\"p{}:{n}\",\"n\":{n}}}", n % 3),
+        );
+    }
+    site.create("empty", 2, 1, false);
+    site.put("_users", r#"{"_id":"org.couchdb.user:jo","name":"jo","type":"user","roles":["team"],"password_scheme":"pbkdf2","iterations":10,"derived_key":"aa","salt":"bb"}"#);
+    site.put(
+        "_users",
+        r#"{"_id":"_design/_auth","language":"javascript"}"#,
+    );
+    site.put(
+        "_replicator",
+        r#"{"_id":"job","source":"http://a","target":"http://b","continuous":true}"#,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hard_cases_come_back_equal() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut rng = SmallRng::seed_from_u64(seed(21));
+    hard_cases(&mut fake.site(), &mut rng);
+    let home = Home::new(&settings(&fake, "local_docs = true\nreplicator = true\n"));
+    let checked = home.bk(&["check"]).ended(0);
+    println!("{}{}", checked.stdout, checked.stderr);
+    let before = contents(&fake);
+    let backed_up = home.bk(&["backup"]).ended(0);
+    println!("{}", backed_up.stderr);
+    same(&before, &contents(&fake), "a backup changed something");
+    for way in ["into what is there", "into nothing"] {
+        if way == "into nothing" {
+            let mut site = fake.site();
+            site.databases.clear();
+            for name in ["_users", "_replicator"] {
+                site.create(name, 2, 1, false);
+            }
+            site.put(
+                "_users",
+                r#"{"_id":"_design/_auth","language":"javascript"}"#,
+            );
+        }
+        let restored = home.bk(&["restore", "--yes"]).ended(0);
+        println!("{way}: {}", restored.stderr);
+        same(&before, &contents(&fake), way);
+        let local = fake.site().databases["app/hard+$(1)"].local.clone();
+        assert_eq!(local["_local/checkpoint"].1, "\"seq\":1");
+    }
+    // Under another name, one database alone.
+    home.bk(&[
+        "restore",
+        "--yes",
+        "--only",
+        "couchdb/parts",
+        "--into",
+        "couchdb/parts=parts_copy",
+    ])
+    .ended(0);
+    let now = contents(&fake);
+    assert_eq!(now["parts_copy"], before["parts"]);
+    home.bk(&["verify"]).ended(0);
+    // Replications wait, unless somebody wants them to start.
+    home.write("plugins.toml", settings(&fake, ""));
+    home.bk(&["restore", "--yes", "--only", "couchdb/_replicator"])
+        .ended(0);
+    let now = contents(&fake);
+    assert_eq!(now["bk_parked_replicator"].1, before["_replicator"].1);
+}
+
+/// A small server for the suite of all sources.
+struct Small {
+    fake: Fake,
+    more: serde_json::Value,
+}
+
+fn source(fake: &Fake, more: &serde_json::Value) -> Arc<dyn Source> {
+    let mut table = json!({ "url": fake.url(), "user": "admin", "password": "right" });
+    table
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    let settings = Settings {
+        instance: "couchdb".into(),
+        folder: ".".into(),
+        table: table.as_object().unwrap().clone(),
+    };
+    (bk_sources::couchdb::plugin().build)(settings).unwrap()
+}
+
+#[async_trait]
+impl Subject for Small {
+    fn source(&self) -> Arc<dyn Source> {
+        source(&self.fake, &self.more)
+    }
+
+    async fn seed(&self) {
+        let mut site = self.fake.site();
+        for name in ["one", "two"] {
+            site.create(name, 2, 1, false);
+            for n in 0..200 {
+                site.put(
+                    name,
+                    &format!("{{\"_id\":\"d{n}\",\"text\":\"{name} {n}\"}}"),
+                );
+            }
+        }
+    }
+
+    async fn wipe(&self) {
+        let mut site = self.fake.site();
+        site.databases.retain(|name, _| name.starts_with('_'));
+        site.create("_users", 2, 1, false);
+        site.create("_replicator", 2, 1, false);
+    }
+
+    async fn add_stranger(&self, group: &str) {
+        let mut site = self.fake.site();
+        if !site.databases.contains_key(group) {
+            site.create(group, 2, 1, false);
+        }
+        site.put(group, r#"{"_id":"stranger"}"#);
+    }
+
+    async fn digest(&self) -> BTreeMap<(String, String), String> {
+        contents(&self.fake)
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with('_'))
+            .map(|(name, contents)| ((name, ".".to_owned()), format!("{contents:?}")))
+            .collect()
+    }
+
+    async fn die_midway(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_passes_the_suite() {
+    for more in [
+        json!({ "exclude": ["_*"] }),
+        json!({ "exclude": ["_*"], "parallel": 1 }),
+    ] {
+        let small = Small {
+            fake: Fake::start(ACCOUNT).await,
+            more,
+        };
+        let mut failed = Vec::new();
+        for (name, check) in source_suite::CHECKS {
+            if let Err(why) = check(&small).await {
+                failed.push((*name, why));
+            }
+        }
+        // A database is one unit: what these ask has tests of its own here.
+        let one_unit = "the subject has no group of two units";
+        let (not_asked, failed): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|(_, why)| why == one_unit);
+        assert_eq!(failed, [], "{}", small.more);
+        assert_eq!(not_asked.len(), 4, "{not_asked:?}");
+    }
+}
+
+fn seed_small(site: &mut Site, name: &str, q: u32, count: usize) {
+    site.create(name, q, 1, false);
+    for n in 0..count {
+        let text = "some text ".repeat(n % 40);
+        site.put(
+            name,
+            &format!("{{\"_id\":\"document {n}\",\"text\":\"{text}\",\"n\":{n}}}"),
+        );
+    }
+}
+
+/// Raw sums of the blocks of the one archive.
+async fn blocks(home: &Home) -> BTreeSet<String> {
+    let path = home.path("out").join(&home.archives()[0]);
+    let opened = Opened::open(Arc::new(FileReadAt::open(&path).unwrap()))
+        .await
+        .unwrap();
+    raw_sums(&opened).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_leaves_give_the_same_blocks_whatever_the_shards_and_the_passes() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut first: Option<BTreeSet<String>> = None;
+    for (q, more) in [
+        (2, ""),
+        (3, "parallel = 1\n"),
+        (8, "list_mib = 1\n"),
+        (8, "parallel = 8\n"),
+    ] {
+        seed_small(&mut fake.site(), "app", q, 45_000);
+        let asked = fake.site().requests.len();
+        let text = settings(&fake, &format!("databases = [\"app\"]\n{more}"));
+        let (one, two) = (Home::new(&text), Home::new(&text));
+        one.bk(&["backup"]).ended(0);
+        let pages = fake.site().requests[asked..]
+            .iter()
+            .filter(|r| r.as_str() == "GET /app/_changes")
+            .count();
+        println!("q {q} {more:?}: {pages} pages of the feed");
+        assert_eq!(
+            pages > 20,
+            more.contains("list_mib"),
+            "the number of passes"
+        );
+        let sums = blocks(&one).await;
+        one.bk(&["restore", "--yes"]).ended(0);
+        two.bk(&["backup"]).ended(0);
+        assert_eq!(sums, blocks(&two).await, "q {q} {more} after a restore");
+        let first = first.get_or_insert_with(|| sums.clone());
+        // The definition says q.
+        assert!(first.difference(&sums).count() <= 1, "q {q} {more}");
+        assert!(sums.len() > 5, "{}", sums.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_anywhere_changes_nothing() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut rng = SmallRng::seed_from_u64(seed(22));
+    {
+        let mut site = fake.site();
+        seed_small(&mut site, "app", 2, 3000);
+        for n in 0..20 {
+            let data = base64(&noise(&mut rng, 40_000));
+            site.put("app", &format!("{{\"_id\":\"attached {n}\",\"_attachments\":{{\"a\":{{\"content_type\":\"image/png\",\"data\":\"{data}\"}},\"t\":{{\"content_type\":\"text/plain\",\"data\":\"{data}\"}}}}}}"));
+        }
+    }
+    let before = contents(&fake);
+    let text = settings(&fake, "databases = [\"app\"]\n");
+    let whole = Home::new(&text);
+    let chunks = |fake: &Fake| fake.site().chunks;
+    let begun = chunks(&fake);
+    whole.bk(&["backup"]).ended(0);
+    let of_backup = chunks(&fake) - begun;
+    let begun = chunks(&fake);
+    whole.bk(&["restore", "--yes"]).ended(0);
+    let of_restore = chunks(&fake) - begun;
+    let step = long(7, 1);
+    println!("{of_backup} chunks of a backup, {of_restore} of a restore, every {step}th");
+    let mut cuts = 0;
+    for at in (0..of_backup).step_by(step) {
+        let now = chunks(&fake);
+        fake.site().faults.cut_at_chunk = Some(now + at);
+        let home = Home::new(&text);
+        home.bk(&["backup"]).ended(0);
+        cuts += u32::from(fake.site().faults.cut_at_chunk.is_none());
+        fake.site().faults.cut_at_chunk = None;
+        assert_eq!(blocks(&whole).await, blocks(&home).await, "cut at {at}");
+    }
+    for at in (0..of_restore).step_by(step) {
+        let now = chunks(&fake);
+        fake.site().faults.cut_at_chunk = Some(now + at);
+        whole.bk(&["restore", "--yes"]).ended(0);
+        cuts += u32::from(fake.site().faults.cut_at_chunk.is_none());
+        fake.site().faults.cut_at_chunk = None;
+        same(&before, &contents(&fake), &format!("cut at {at}"));
+    }
+    assert!(cuts > 20, "{cuts}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_refusals_is_waited_out_and_told() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 2, 3000);
+    let before = contents(&fake);
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    fake.site().faults.storm = Some(2);
+    let said = home.bk(&["backup"]).ended(0);
+    let shown = home.bk(&["show"]).ended(0);
+    assert!(
+        shown.stdout.contains("requests were sent again"),
+        "{}\n{}",
+        said.stderr,
+        shown.stdout
+    );
+    fake.site().faults.max_request = Some(200_000);
+    let restored = home.bk(&["restore", "--yes"]).ended(0);
+    assert!(
+        restored.stderr.contains("requests were sent again"),
+        "{}",
+        restored.stderr
+    );
+    fake.site().faults = Faults::default();
+    same(&before, &contents(&fake), "after the storm");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_ends_well_that_did_not_go_well() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut rng = SmallRng::seed_from_u64(seed(23));
+    let film = base64(&noise(&mut rng, 700_000));
+    let fill = |fake: &Fake| {
+        let mut site = fake.site();
+        seed_small(&mut site, "app", 2, 2000);
+        seed_small(&mut site, "other", 2, 10);
+        site.put("app", &format!("{{\"_id\":\"film\",\"_attachments\":{{\"f\":{{\"content_type\":\"video/mp4\",\"data\":\"{film}\"}}}}}}"));
+    };
+    let text = settings(&fake, "databases = [\"app\", \"other\"]\n");
+    let faults: [(&str, fn(&mut Faults)); 3] = [
+        ("made anew", |f| f.replaced_while_read = Some("app".into())),
+        ("deleted", |f| f.deleted_while_read = Some("app".into())),
+        ("torn feed", |f| f.torn_feeds = 1000),
+    ];
+    for (what, fault) in faults {
+        fill(&fake);
+        fault(&mut fake.site().faults);
+        let home = Home::new(&text);
+        let failed = home.bk(&["backup"]);
+        fake.site().faults = Faults::default();
+        println!("{what}: {} {}", failed.code, failed.stderr);
+        assert_ne!(failed.code, 0, "{what}");
+        assert!(failed.stderr.contains("app"), "{what}: {}", failed.stderr);
+        // What is not whole has no whole name.
+        assert!(
+            home.archives()
+                .iter()
+                .all(|name| name.ends_with(".partial")),
+            "{what}: {:?}",
+            home.archives()
+        );
+    }
+    // A feed that is torn now and then is read again.
+    fill(&fake);
+    fake.site().faults.torn_feeds = 2;
+    Home::new(&text).bk(&["backup"]).ended(0);
+    // A document that is deleted while its attachment comes is there as what it became.
+    fill(&fake);
+    fake.site().faults.deleted_while_streamed = Some("film".into());
+    let home = Home::new(&text);
+    home.bk(&["backup"]).ended(0);
+    let before = contents(&fake);
+    home.bk(&["restore", "--yes"]).ended(0);
+    same(&before, &contents(&fake), "deleted while it was read");
+    // Nobody there; a database that is named and not there.
+    let nobody = Home::new(&settings(&fake, "").replace(&fake.port.to_string(), "1"));
+    assert_eq!(nobody.bk(&["backup"]).code, 1);
+    let missing =
+        Home::new(&settings(&fake, "databases = [\"app\", \"missing\"]\n")).bk(&["backup"]);
+    assert!(
+        missing.code != 0 && missing.stderr.contains("`missing`"),
+        "{}",
+        missing.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_tried_once() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 2, 100);
+    let wrong = settings(&fake, "parallel = 8\n").replace("\"right\"", "\"wrong\"");
+    let home = Home::new(&wrong);
+    let refused = home.bk(&["backup"]);
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    assert_eq!(fake.site().failed_logins, 1);
+    fake.site().failed_logins = 5;
+    let locked = Home::new(&settings(&fake, "")).bk(&["check"]);
+    assert_eq!(locked.code, 4, "{}{}", locked.stdout, locked.stderr);
+    assert!((locked.stdout + &locked.stderr).contains("temporarily locked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_never_stop_are_left_behind_with_what_was_there_at_the_start() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 3, 3000);
+    let before = contents(&fake);
+    let mut n = 0;
+    fake.on_read(move |site| {
+        for _ in 0..50 {
+            n += 1;
+            site.put("app", &format!("{{\"_id\":\"newer {n}\"}}"));
+            // One of the old ones gets another leaf, so that the one in the list is gone.
+            let id = format!("document {}", n * 7 % 3000);
+            let rev = site.databases["app"].tree(&id).unwrap().winner().rev();
+            site.put(
+                "app",
+                &format!("{{\"_id\":\"{id}\",\"_rev\":\"{rev}\",\"changed\":{n}}}"),
+            );
+        }
+    });
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    let said = home.bk(&["backup"]).ended(0);
+    println!("{}{}", said.stderr, home.bk(&["show"]).ended(0).stdout);
+    fake.on_read(|_| {});
+    home.bk(&["restore", "--yes"]).ended(0);
+    let now = contents(&fake);
+    // Each document that was there is there, as it was or as it became.
+    let ids: Vec<&String> = before["app"]
+        .1
+        .keys()
+        .filter(|id| !now["app"].1.contains_key(*id))
+        .collect();
+    assert_eq!(ids, Vec::<&String>::new());
+    assert!(
+        now["app"].1.len() > 3000,
+        "nothing of what was written meanwhile is there"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_lets_the_archive_win_and_changes_nothing_when_it_is_repeated() {
+    let fake = Fake::start(ACCOUNT).await;
+    let data = base64(&"text ".repeat(100).into_bytes());
+    {
+        let mut site = fake.site();
+        site.create("app", 2, 1, false);
+        for id in ["same", "newer", "deleted", "conflicted", "gone"] {
+            site.put("app", &format!("{{\"_id\":\"{id}\",\"v\":1.0}}"));
+        }
+        let rev = site.databases["app"].tree("gone").unwrap().winner().rev();
+        site.put(
+            "app",
+            &format!("{{\"_id\":\"gone\",\"_rev\":\"{rev}\",\"_deleted\":true}}"),
+        );
+        site.put("app", &format!("{{\"_id\":\"attached\",\"_attachments\":{{\"a\":{{\"content_type\":\"text/plain\",\"data\":\"{data}\"}}}}}}"));
+    }
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    home.bk(&["backup"]).ended(0);
+    {
+        let mut site = fake.site();
+        let change = |site: &mut Site, id: &str, more: &str| {
+            let rev = site.databases["app"].tree(id).unwrap().winner().rev();
+            site.put(
+                "app",
+                &format!("{{\"_id\":\"{id}\",\"_rev\":\"{rev}\"{more}}}"),
+            );
+        };
+        change(&mut site, "newer", ",\"v\":2");
+        change(&mut site, "newer", ",\"v\":3");
+        change(&mut site, "deleted", ",\"_deleted\":true");
+        change(&mut site, "attached", ",\"v\":2");
+        site.put(
+            "app",
+            &format!(
+                "{{\"_id\":\"conflicted\",\"other\":true,{}}}",
+                history(4, 5)
+            ),
+        );
+        site.put("app", r#"{"_id":"gone","back":true}"#);
+        site.put("app", r#"{"_id":"stranger","mine":1}"#);
+    }
+    let merge = || {
+        home.bk(&["restore", "--yes", "--existing", "merge"])
+            .ended(0)
+    };
+    merge();
+    let winner = |id: &str| {
+        let site = fake.site();
+        let leaf = site.databases["app"].tree(id).unwrap().winner().clone();
+        (leaf.deleted, leaf.body, leaf.attachments.len())
+    };
+    for id in ["same", "newer", "deleted", "conflicted"] {
+        assert_eq!(winner(id), (false, "\"v\":1.0".into(), 0), "{id}");
+    }
+    assert!(winner("gone").0);
+    assert_eq!(winner("attached"), (false, String::new(), 1));
+    assert_eq!(winner("stranger").1, "\"mine\":1");
+    let merged = contents(&fake);
+    merge();
+    same(&merged, &contents(&fake), "a second merge");
+    // What is there is not written into when that was refused, and goes when it is replaced.
+    let refused = home.bk(&["restore", "--yes", "--existing", "refuse"]);
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    same(&merged, &contents(&fake), "a refused restore");
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert!(fake.site().databases["app"].tree("stranger").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_replaced_without_a_moment_in_which_nobody_can_log_in() {
+    let fake = Fake::start(ACCOUNT).await;
+    {
+        let mut site = fake.site();
+        site.put(
+            "_users",
+            r#"{"_id":"_design/_auth","language":"javascript"}"#,
+        );
+        for name in ["jo", "ann"] {
+            site.put("_users", &format!("{{\"_id\":\"org.couchdb.user:{name}\",\"name\":\"{name}\",\"derived_key\":\"x\"}}"));
+        }
+    }
+    let home = Home::new(&settings(&fake, "databases = [\"_users\"]\n"));
+    home.bk(&["backup"]).ended(0);
+    {
+        let mut site = fake.site();
+        let rev = site.databases["_users"]
+            .tree("org.couchdb.user:ann")
+            .unwrap()
+            .winner()
+            .rev();
+        site.put(
+            "_users",
+            &format!(
+                "{{\"_id\":\"org.couchdb.user:ann\",\"_rev\":\"{rev}\",\"derived_key\":\"other\"}}"
+            ),
+        );
+        site.put(
+            "_users",
+            r#"{"_id":"org.couchdb.user:stranger","derived_key":"y"}"#,
+        );
+        site.requests.clear();
+    }
+    home.bk(&["restore", "--yes"]).ended(0);
+    let site = fake.site();
+    assert!(
+        !site.requests.iter().any(|r| r == "DELETE /_users"),
+        "{:?}",
+        site.requests
+    );
+    let winner = |id: &str| site.databases["_users"].tree(id).unwrap().winner().clone();
+    assert!(winner("org.couchdb.user:stranger").deleted);
+    assert!(
+        winner("org.couchdb.user:ann")
+            .body
+            .contains("\"derived_key\":\"x\"")
+    );
+    assert!(!winner("org.couchdb.user:jo").deleted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_half_formed_is_refused_with_what_to_do() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 2, 10);
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    home.bk(&["backup"]).ended(0);
+    fake.site().databases.get_mut("app").unwrap().n = 3;
+    let of_three = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    of_three.bk(&["backup"]).ended(0);
+    let refused = of_three.bk(&["restore", "--yes"]);
+    assert!(
+        refused.code == 6 && refused.stderr.contains("n = 1"),
+        "{} {}",
+        refused.code,
+        refused.stderr
+    );
+    of_three.write(
+        "plugins.toml",
+        settings(&fake, "databases = [\"app\"]\nn = 1\n"),
+    );
+    of_three.bk(&["restore", "--yes"]).ended(0);
+    fake.site().nodes.1.clear();
+    let refused = home.bk(&["restore", "--yes"]);
+    assert!(
+        refused.code == 6 && refused.stderr.contains("finish_cluster"),
+        "{} {}",
+        refused.code,
+        refused.stderr
+    );
+    let nodes = fake.site().nodes.0.clone();
+    fake.site().nodes.1 = nodes;
+    fake.site().databases.remove("_users");
+    let refused = home.bk(&["restore", "--yes"]);
+    assert!(
+        refused.code == 6 && refused.stderr.contains("/_users"),
+        "{} {}",
+        refused.code,
+        refused.stderr
+    );
+    assert_eq!(fake.site().databases["app"].counts().0, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_document_that_a_server_refuses_is_found_and_named() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 2, 1000);
+    let heavy = "x".repeat(50_000);
+    fake.site().put(
+        "app",
+        &format!("{{\"_id\":\"heavy one\",\"text\":\"{heavy}\"}}"),
+    );
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    home.bk(&["backup"]).ended(0);
+    fake.site().faults.max_document = Some(40_000);
+    let restored = home.bk(&["restore", "--yes"]);
+    assert_eq!(restored.code, 3, "{}", restored.stderr);
+    assert!(
+        restored.stderr.contains("1 documents were refused")
+            && restored.stderr.contains("heavy one"),
+        "{}",
+        restored.stderr
+    );
+    assert_eq!(fake.site().databases["app"].counts().0, 1000);
+    // It is half restored as long as that one is missing.
+    let half = Home::new(&settings(&fake, "databases = [\"app\"]\n")).bk(&["backup"]);
+    assert_ne!(half.code, 0, "{}", half.stderr);
+    fake.site().faults = Faults::default();
+    home.bk(&["restore", "--yes"]).ended(0);
+    Home::new(&settings(&fake, "databases = [\"app\"]\n"))
+        .bk(&["backup"])
+        .ended(0);
+}

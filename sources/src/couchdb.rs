@@ -25,7 +25,9 @@ use bk_core::error::Result;
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
 use bk_core::settings::Settings;
-use bk_core::source::{Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally};
+use bk_core::source::{
+    Candidate, Claim, Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -198,6 +200,13 @@ impl Source for Couchdb {
     }
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
+        if input.foreign().is_some() {
+            return restore::foreign::restore(self, cx, input, how).await;
+        }
         restore::restore(self, cx, input, how).await
+    }
+
+    fn claim(&self, what: &Candidate) -> Vec<Claim> {
+        restore::foreign::claim(what)
     }
 }

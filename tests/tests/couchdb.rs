@@ -41,6 +41,8 @@ fn contents_of(site: &Site, name: &str) -> (String, BTreeMap<String, Vec<String>
     (made, database.contents())
 }
 
+type Fault = fn(&mut Faults);
+
 type Contents = BTreeMap<String, (String, BTreeMap<String, Vec<String>>)>;
 
 fn contents(fake: &Fake) -> Contents {
@@ -568,7 +570,7 @@ async fn nothing_ends_well_that_did_not_go_well() {
         site.put("app", &format!("{{\"_id\":\"film\",\"_attachments\":{{\"f\":{{\"content_type\":\"video/mp4\",\"data\":\"{film}\"}}}}}}"));
     };
     let text = settings(&fake, "databases = [\"app\", \"other\"]\n");
-    let faults: [(&str, fn(&mut Faults)); 3] = [
+    let faults: [(&str, Fault); 3] = [
         ("made anew", |f| f.replaced_while_read = Some("app".into())),
         ("deleted", |f| f.deleted_while_read = Some("app".into())),
         ("torn feed", |f| f.torn_feeds = 1000),
@@ -859,4 +861,138 @@ async fn the_one_document_that_a_server_refuses_is_found_and_named() {
     Home::new(&settings(&fake, "databases = [\"app\"]\n"))
         .bk(&["backup"])
         .ended(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dumps_of_others_come_back_and_what_they_lack_is_named() {
+    let fake = Fake::start(ACCOUNT).await;
+    let home = Home::new(&settings(&fake, ""));
+    let body = |name: &str, id: &str| {
+        let site = fake.site();
+        let tree = site.databases[name].tree(id).cloned();
+        tree.map(|tree| tree.winner().clone())
+    };
+    // A folder as a job with curl leaves it: answers of `_all_docs`, its manifest, something of Kubernetes.
+    home.write(
+        "old/backup_manifest.json",
+        r#"{"date":"2025-01-01","type":"daily","checksum":"x"}"#,
+    );
+    home.write(
+        "old/configmaps.json",
+        r#"{"apiVersion":"v1","kind":"List","items":[]}"#,
+    );
+    home.write(
+        "old/school.json",
+        r#"{"total_rows":3,"offset":0,"rows":[
+{"id":"_design/a","key":"_design/a","value":{"rev":"1-aa"},"doc":{"_id":"_design/a","_rev":"1-aa","views":{}}},
+{"id":"one","key":"one","value":{"rev":"2-bb"},"doc":{"_id":"one","_rev":"2-bb","big":12345678901234567890,"f":1.0}},
+{"id":"gone","key":"gone","value":{"rev":"3-cc","deleted":true},"doc":null},
+{"key":"never","error":"not_found"},
+{"id":"file","key":"file","value":{"rev":"1-dd"},"doc":{"_id":"file","_rev":"1-dd","_attachments":{"a.txt":{"content_type":"text/plain","revpos":1,"digest":"md5-x","length":3,"stub":true}}}}
+]}
+"#,
+    );
+    let rights = r#"{"admins":{"roles":[]},"members":{"roles":["team"]}}"#;
+    {
+        let mut site = fake.site();
+        site.create("school", 5, 1, false);
+        site.put("school", r#"{"_id":"stranger"}"#);
+        site.databases.get_mut("school").unwrap().security = Some(rights.into());
+    }
+    let restored = home.bk(&["restore", "--yes", "old"]);
+    println!("{}", restored.stderr);
+    assert_eq!(restored.code, 3, "{}", restored.stderr);
+    for named in ["a.txt", "never", "configmaps.json"] {
+        assert!(
+            restored.stderr.contains(named),
+            "{named}: {}",
+            restored.stderr
+        );
+    }
+    let one = body("school", "one").unwrap();
+    assert_eq!(
+        (one.rev(), one.body),
+        (
+            "2-bb".into(),
+            "\"big\":12345678901234567890,\"f\":1.0".into()
+        )
+    );
+    assert!(body("school", "_design/a").is_some() && body("school", "stranger").is_none());
+    {
+        let site = fake.site();
+        let school = &site.databases["school"];
+        assert_eq!(
+            (school.q, school.security.as_deref()),
+            (5, Some(rights)),
+            "who may read it, and how it was made"
+        );
+    }
+    // Files of couchbackup, interrupted and resumed, with attachments in its manner; of couchdb-dump; compressed.
+    home.write(
+        "wiki.txt",
+        "{\"name\":\"@cloudant/couchbackup\",\"version\":\"2.11.12\",\"mode\":\"full\",\"attachments\":true}\n[{\"_id\":\"a\",\"_rev\":\"2-b\",\"_revisions\":{\"start\":2,\"ids\":[\"b\",\"a\"]},\"x\":1},null]\n[{\"_id\":\"b\",\"_re{\"marker\":\"@cloudant/couchbackup:resume\"}\n[{\"_id\":\"b\",\"_rev\":\"1-c\",\"_attachments\":{\"f\":{\"contentType\":\"image/png\",\"data\":\"AAEC\",\"revpos\":1}}}]\n",
+    );
+    let restored = home.bk(&["restore", "--yes", "wiki.txt"]).ended(0);
+    println!("{}", restored.stderr);
+    assert_eq!(body("wiki", "a").unwrap().ids, ["b", "a"]);
+    let b = body("wiki", "b").unwrap();
+    assert_eq!(
+        (
+            b.attachments[0].content_type.as_str(),
+            &b.attachments[0].stored[..]
+        ),
+        ("image/png", &[0, 1, 2][..])
+    );
+    home.write("notes.json", "{\"new_edits\":false,\"docs\":[\n{\"_id\":\"n\",\"_rev\":\"1-a\"},\n{\"_id\":\"m\",\"_rev\":\"1-b\"}\n]}\n");
+    home.bk(&[
+        "restore",
+        "--yes",
+        "notes.json",
+        "--into",
+        "couchdb/notes=notes_copy",
+    ])
+    .ended(0);
+    assert!(body("notes_copy", "n").is_some());
+    // One that was cut off writes nothing.
+    let whole = std::fs::read_to_string(home.path("old/school.json")).unwrap();
+    home.write("cut.json", &whole[..whole.len() - 10]);
+    let cut = home.bk(&["restore", "--yes", "cut.json"]);
+    assert_eq!(cut.code, 7, "{}", cut.stderr);
+    assert!(!fake.site().databases.contains_key("cut"));
+    // What is there and newer gives way to a dump that is merged, and the rest stays.
+    let rev = body("wiki", "a").unwrap().rev();
+    fake.site().put(
+        "wiki",
+        &format!("{{\"_id\":\"a\",\"_rev\":\"{rev}\",\"x\":2}}"),
+    );
+    fake.site().put("wiki", r#"{"_id":"stranger"}"#);
+    home.bk(&["restore", "--yes", "wiki.txt", "--existing", "merge"])
+        .ended(0);
+    assert_eq!(body("wiki", "a").unwrap().body, "\"x\":1");
+    assert!(body("wiki", "stranger").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_of_any_size_passes_through_little_memory() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mib = long(160, 1024);
+    let mut rng = SmallRng::seed_from_u64(seed(24));
+    {
+        let mut site = fake.site();
+        site.create("app", 2, 1, false);
+        let film = noise(&mut rng, mib << 20);
+        site.attach("app", "film", "film.mp4", "video/mp4", film);
+    }
+    let before = contents(&fake);
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    let (backed_up, peak) = home.bk_watched(&["backup"]);
+    backed_up.ended(0);
+    let (restored, peak_of_restore) = home.bk_watched(&["restore", "--yes"]);
+    restored.ended(0);
+    println!("{mib} MiB: {peak} MiB to back up, {peak_of_restore} MiB to restore");
+    same(&before, &contents(&fake), "a large attachment");
+    assert!(
+        peak < 256 && peak_of_restore < 256,
+        "{peak} {peak_of_restore}"
+    );
 }

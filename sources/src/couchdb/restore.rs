@@ -1,6 +1,8 @@
 //! Putting databases back: each made as it was, then documents, attachments, design documents, and rights last.
 
 pub mod databases;
+pub mod foreign;
+mod items;
 mod merge;
 mod writing;
 
@@ -39,37 +41,12 @@ pub async fn restore(
     input: Input,
     how: &RestoreOptions,
 ) -> Result<Tally> {
-    let connection = source.access.connect(cx).await?;
+    let mut restoring = Restoring::new(source, cx, &input, how).await?;
     if how.forget_unfinished {
-        mark::forget(&connection).await?;
+        mark::forget(&restoring.connection).await?;
         return Ok(Tally::default());
     }
     input.facts().refuse_newer_layout("the databases", LAYOUT)?;
-    if how.into_place.is_some() {
-        return Err(unsupported("a server cannot be restored into a folder")
-            .hint("--into couchdb/app=app_copy gives a database another name"));
-    }
-    let server = Server::ask(&connection).await?;
-    let mut restoring = Restoring {
-        cx,
-        how,
-        is_full: server.is_full,
-        connection,
-        parallel: usize::from(source.settings.parallel) * 2,
-        existing: how.existing.unwrap_or(Existing::Replace),
-        names: how.into_group.iter().cloned().collect(),
-        n: source.settings.n,
-        starts_replications: source.settings.replicator,
-        failed: input
-            .failed_units()
-            .iter()
-            .map(|(group, _)| group.clone())
-            .collect(),
-        databases: BTreeMap::new(),
-        broken: BTreeSet::new(),
-        counts: BTreeMap::new(),
-        tally: Tally::default(),
-    };
     restoring.run(input).await?;
     Ok(restoring.tally)
 }
@@ -90,6 +67,7 @@ struct Restoring<'a> {
     cx: &'a Context,
     how: &'a RestoreOptions,
     connection: Connection,
+    server: Server,
     is_full: bool,
     parallel: usize,
     existing: Existing,
@@ -110,21 +88,49 @@ struct Restoring<'a> {
 struct Done {
     group: String,
     stage: Stage,
+    members: u64,
     written: Written,
     bytes: u64,
 }
 
-impl Restoring<'_> {
+impl<'a> Restoring<'a> {
+    async fn new(
+        source: &Couchdb,
+        cx: &'a Context,
+        input: &Input,
+        how: &'a RestoreOptions,
+    ) -> Result<Self> {
+        if how.into_place.is_some() {
+            return Err(unsupported("a server cannot be restored into a folder")
+                .hint("--into couchdb/app=app_copy gives a database another name"));
+        }
+        let connection = source.access.connect(cx).await?;
+        let server = Server::ask(&connection).await?;
+        let failed = input.failed_units().iter();
+        Ok(Self {
+            cx,
+            how,
+            is_full: server.is_full,
+            server,
+            connection,
+            parallel: usize::from(source.settings.parallel) * 2,
+            existing: how.existing.unwrap_or(Existing::Replace),
+            names: how.into_group.iter().cloned().collect(),
+            n: source.settings.n,
+            starts_replications: source.settings.replicator,
+            failed: failed.map(|(group, _)| group.clone()).collect(),
+            databases: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            tally: Tally::default(),
+        })
+    }
+
     async fn run(&mut self, mut input: Input) -> Result<()> {
         let found = catalogue::databases(&self.connection).await?;
         self.definitions(&mut input).await?;
         self.refuse(&found).await?;
-        let selected = self.how.selected.iter();
-        let mine = Unfinished {
-            id: self.how.id.clone(),
-            archive: self.how.archive.clone(),
-            selected: selected.map(|s| self.in_target(&s.group)).collect(),
-        };
+        let mine = self.unfinished();
         mark::begin(&self.connection, &mine).await?;
         self.make(&found).await?;
         self.find_winners(&input).await?;
@@ -132,11 +138,26 @@ impl Restoring<'_> {
             self.documents(&mut input, stage).await?;
         }
         self.finish(&mut input).await?;
+        self.end(&mine).await
+    }
+
+    /// This restore, as its mark says it.
+    fn unfinished(&self) -> Unfinished {
+        let selected = self.how.selected.iter();
+        Unfinished {
+            id: self.how.id.clone(),
+            archive: self.how.archive.clone(),
+            selected: selected.map(|s| self.in_target(&s.group)).collect(),
+        }
+    }
+
+    /// What comes after all documents; then the mark goes.
+    async fn end(&mut self, mine: &Unfinished) -> Result<()> {
         self.forget_other_users().await?;
         self.tally.warnings.extend(self.connection.waited());
         let left = self.broken.iter().map(|group| self.in_target(group));
         let left: Vec<_> = left.collect();
-        mark::finish(&self.connection, &mine, left).await?;
+        mark::finish(&self.connection, mine, left).await?;
         self.tally.units = std::mem::take(&mut self.counts)
             .into_iter()
             .map(|((group, stage), (members, rows, bytes))| UnitCount {
@@ -291,6 +312,7 @@ impl Restoring<'_> {
                 let done = written.map(|(written, bytes)| Done {
                     group,
                     stage,
+                    members: 1,
                     written,
                     bytes,
                 });
@@ -306,6 +328,7 @@ impl Restoring<'_> {
                 Ok(Done {
                     group,
                     stage,
+                    members: 1,
                     written,
                     bytes: body.len() as u64,
                 })
@@ -319,14 +342,19 @@ impl Restoring<'_> {
 
     fn done(&mut self, done: Option<Result<Result<Done>, tokio::task::JoinError>>) -> Result<()> {
         let Some(done) = done else { return Ok(()) };
-        let done = done.map_err(|e| bug(format!("a task ended: {e}")))??;
+        self.take_done(done.map_err(|e| bug(format!("a task ended: {e}")))??);
+        Ok(())
+    }
+
+    fn take_done(&mut self, done: Done) {
         let Done {
             group,
             stage,
+            members,
             written,
             bytes,
         } = done;
-        self.count(&group, stage, (1, written.documents, bytes));
+        self.count(&group, stage, (members, written.documents, bytes));
         if written.refused > 0 {
             let name = self.database(&group);
             let why = written.why.join("; ");
@@ -338,7 +366,6 @@ impl Restoring<'_> {
                 ),
             );
         }
-        Ok(())
     }
 
     /// Design documents as soon as all documents are there, for they may refuse some; local documents; rights last.
@@ -365,6 +392,7 @@ impl Restoring<'_> {
             let done = Done {
                 group,
                 stage: Stage::Finish,
+                members: 1,
                 written,
                 bytes: body.len() as u64,
             };

@@ -362,7 +362,11 @@ impl Site {
             };
             let (start, before) =
                 parent.map_or((0, Vec::new()), |parent| (parent.start, parent.ids));
-            let hashed = format!("{before:?}{}{}{attachments:?}", given.deleted, given.body);
+            let sums: Vec<(&str, &str)> = attachments
+                .iter()
+                .map(|a| (a.name.as_str(), a.digest.as_str()))
+                .collect();
+            let hashed = format!("{before:?}{}{}{sums:?}", given.deleted, given.body);
             let id = Md5::digest(hashed)
                 .iter()
                 .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
@@ -381,6 +385,21 @@ impl Site {
             tree.written = database.writes[shard];
         }
         Ok(rev)
+    }
+
+    /// Writes a document with one attachment, which is not compressed.
+    pub fn attach(&mut self, name: &str, id: &str, attachment: &str, kind: &str, bytes: Vec<u8>) {
+        let given = given(&format!("{{\"_id\":{}}}", quoted(id))).unwrap();
+        let attachment = Attachment {
+            name: attachment.into(),
+            content_type: kind.into(),
+            revpos: 1,
+            digest: digest(&bytes),
+            length: bytes.len() as u64,
+            gzip: false,
+            stored: bytes.into(),
+        };
+        self.write(name, given, vec![attachment], false).unwrap();
     }
 
     /// Writes a document of a test.

@@ -37,7 +37,7 @@ fn rank(deleted: bool, rev: &str) -> Rank {
 }
 
 impl Winners {
-    fn see(&mut self, document: &[u8]) -> Result<()> {
+    pub fn see(&mut self, document: &[u8]) -> Result<()> {
         let envelope = envelope(document)?;
         let rank = rank(envelope.deleted, &envelope.rev);
         let best = self.0.entry(hash64(envelope.id.as_bytes())).or_default();

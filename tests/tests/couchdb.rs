@@ -9,6 +9,7 @@ use bk_core::source::Source;
 use bk_tests::binary::Home;
 use bk_tests::couch_fake::{Fake, Faults, Site};
 use bk_tests::engine::raw_sums;
+use bk_tests::pouchdb::Pouchdb;
 use bk_tests::source_suite::{self, Subject};
 use bk_tests::{long, seed};
 use rand::rngs::SmallRng;
@@ -995,4 +996,58 @@ async fn an_attachment_of_any_size_passes_through_little_memory() {
         peak < 256 && peak_of_restore < 256,
         "{peak} {peak_of_restore}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stand_in_that_lacks_much_serves_all_the_same() {
+    let Some(server) = Pouchdb::start() else {
+        return;
+    };
+    let fake = Fake::start(ACCOUNT).await;
+    let there = settings(&fake, "databases = [\"wiki\"]\n").replace(&fake.url(), &server.url());
+    let home = Home::new(&there.replace("databases = [\"wiki\"]\n", ""));
+    let mut documents = vec![
+        "{\"_id\":\"_design/v\",\"_rev\":\"1-d\",\"views\":{}}".to_owned(),
+        format!(
+            "{{\"_id\":\"conflict\",\"v\":1,\"_rev\":\"3-{0}\",{1}}}",
+            rev(1003),
+            history(3, 1)
+        ),
+        format!(
+            "{{\"_id\":\"conflict\",\"v\":2,\"_rev\":\"2-{0}\",{1}}}",
+            rev(2002),
+            history(2, 2)
+        ),
+        "{\"_id\":\"gone\",\"_rev\":\"2-x\",\"_deleted\":true}".to_owned(),
+        format!(
+            "{{\"_id\":\"attached/ü\",\"_rev\":\"1-a\",\"_attachments\":{{\"f/ü\":{{\"content_type\":\"image/png\",\"data\":\"{}\"}}}}}}",
+            base64(&[7; 5000])
+        ),
+    ];
+    documents.extend((0..1200).map(|n| format!("{{\"_id\":\"d{n}\",\"_rev\":\"1-a\",\"n\":{n}}}")));
+    home.write(
+        "wiki.json",
+        format!(
+            "{{\"new_edits\":false,\"docs\":[\n{}\n]}}\n",
+            documents.join(",\n")
+        ),
+    );
+    home.bk(&["restore", "--yes", "wiki.json"]).ended(0);
+    home.write("plugins.toml", &there);
+    let said = home.bk(&["backup"]).ended(0);
+    println!("{}", said.stderr);
+    // Its keys change their places from one write to the next, so blocks are not compared.
+    for how in ["replace", "merge"] {
+        home.bk(&["restore", "--yes", "--existing", how]).ended(0);
+    }
+    // What it gave is what another server then has.
+    home.write("plugins.toml", settings(&fake, "databases = [\"wiki\"]\n"));
+    home.bk(&["restore", "--yes"]).ended(0);
+    let site = fake.site();
+    let wiki = &site.databases["wiki"];
+    assert_eq!(wiki.counts(), (1203, 1));
+    let leaves = |id: &str| wiki.tree(id).unwrap().leaves.clone();
+    assert_eq!(leaves("conflict").len(), 2);
+    assert_eq!(leaves("attached/ü")[0].attachments[0].stored[..], [7; 5000]);
+    assert!(leaves("gone")[0].deleted);
 }

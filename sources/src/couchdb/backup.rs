@@ -130,7 +130,7 @@ pub async fn begin(source: &Couchdb, cx: &Context) -> Result<CouchdbSnapshot> {
         databases.extend(database?);
     }
     drop(looked);
-    let mut warnings = server.lacks();
+    let mut warnings = Vec::new();
     if !server.is_admin {
         warnings.push(
             "the account is no server admin: what others may not see is not backed up".into(),
@@ -203,6 +203,7 @@ impl Snapshot for CouchdbSnapshot {
                 "{pending} documents were written after their database was read"
             ));
         }
+        notes.extend(self.server.lacks());
         notes.extend(self.reading.connection.waited());
         let more = self.warnings.len().saturating_sub(WARNINGS_NAMED);
         self.warnings.truncate(WARNINGS_NAMED);

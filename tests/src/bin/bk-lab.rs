@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | noise MIB | discard | put ENDPOINT BUCKET MIB";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | couch DOCUMENTS ATTACHMENTS | noise MIB | discard | put ENDPOINT BUCKET MIB";
 
 #[tokio::main]
 async fn main() {
@@ -58,11 +58,51 @@ async fn main() {
         ["empties-mongo", uri, count] => {
             bk_tests::mongo_lab::empties(uri, count.parse().expect(USAGE)).await;
         }
+        ["couch", documents, attachments] => {
+            couch(
+                documents.parse().expect(USAGE),
+                attachments.parse().expect(USAGE),
+            )
+            .await;
+        }
         ["noise", mib] => noise(mib.parse().expect(USAGE)),
         ["discard"] => discard().await,
         ["put", endpoint, bucket, mib] => put(endpoint, bucket, mib.parse().expect(USAGE)).await,
         _ => panic!("{USAGE}"),
     }
+}
+
+/// The simulator of CouchDB with a database `bench`, until standard input ends. Says its port.
+async fn couch(documents: usize, attachments: usize) {
+    let fake = bk_tests::couch_fake::Fake::start(None).await;
+    {
+        let mut site = fake.site();
+        let mut rng = SmallRng::seed_from_u64(31);
+        site.create("bench", 2, 1, false);
+        for n in 0..documents {
+            let text: String = (0..60)
+                .map(|_| char::from(rng.random_range(b'a'..=b'z')))
+                .collect();
+            site.put(
+                "bench",
+                &format!("{{\"_id\":\"document-{n:08}\",\"n\":{n},\"text\":\"{text}\",\"tags\":[\"a\",\"b\"]}}"),
+            );
+        }
+        for n in 0..attachments {
+            let mut bytes = vec![0; 10_000];
+            rng.fill(&mut bytes[..]);
+            site.attach(
+                "bench",
+                &format!("document-{n:08}"),
+                "file",
+                "image/png",
+                bytes,
+            );
+        }
+    }
+    println!("{}", fake.port);
+    let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
+    ended.await.expect("the reader of standard input").ok();
 }
 
 /// The stream on standard output.

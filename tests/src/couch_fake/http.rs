@@ -328,7 +328,7 @@ impl Site {
                 self.deletions = 3;
                 said(200, "{\"ok\":true}\n")
             }
-            "GET" => {
+            "GET" | "HEAD" => {
                 let seq = self.stands(name);
                 let database = &self.databases[name];
                 let (living, deleted) = database.counts();
@@ -361,7 +361,7 @@ impl Site {
     fn within(&mut self, asked: &Asked, name: &str, rest: &[&str]) -> Answer {
         let method = asked.method.as_str();
         let done = match (method, rest) {
-            ("GET", ["_changes"]) => Ok(self.changes(asked, name)),
+            ("GET" | "POST", ["_changes"]) => Ok(self.changes(asked, name)),
             ("POST", ["_bulk_get"]) => self.bulk_get(asked, name),
             ("POST", ["_bulk_docs"]) => self.bulk_docs(asked, name),
             ("GET" | "POST", ["_all_docs"]) => self.all_docs(asked, name),

@@ -21,6 +21,8 @@ pub struct Faults {
     pub storm: Option<u64>,
     /// As many answers of the feed end after their first rows, with the right end of the HTTP body.
     pub torn_feeds: u32,
+    /// Replaced revisions are gone at once, as after a compaction.
+    pub compacted: bool,
     /// Largest document that is taken.
     pub max_document: Option<usize>,
     /// Largest request that is taken.

@@ -1,5 +1,4 @@
-//! The source `couchdb` against a CouchDB of our own that behaves as a real 3.5.0 was seen to; `COUCHDB_URL` names a real one for those tests
-//! that need no faults.
+//! The source `couchdb` against a CouchDB of our own that behaves as a real 3.5.0 was seen to, and against one of others that lacks much.
 
 use async_trait::async_trait;
 use bk_core::archive::read_at::FileReadAt;
@@ -635,7 +634,14 @@ async fn a_wrong_password_is_tried_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_that_never_stop_are_left_behind_with_what_was_there_at_the_start() {
+    for compacted in [false, true] {
+        writers_that_never_stop(compacted).await;
+    }
+}
+
+async fn writers_that_never_stop(compacted: bool) {
     let fake = Fake::start(ACCOUNT).await;
+    fake.site().faults.compacted = compacted;
     seed_small(&mut fake.site(), "app", 3, 3000);
     let before = contents(&fake);
     let mut n = 0;
@@ -1050,4 +1056,113 @@ async fn a_stand_in_that_lacks_much_serves_all_the_same() {
     assert_eq!(leaves("conflict").len(), 2);
     assert_eq!(leaves("attached/ü")[0].attachments[0].stored[..], [7; 5000]);
     assert!(leaves("gone")[0].deleted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_while_a_database_is_read_is_neither_doubled_nor_raised_from_the_dead() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut rng = SmallRng::seed_from_u64(seed(25));
+    {
+        let mut site = fake.site();
+        seed_small(&mut site, "a", 2, 100);
+        seed_small(&mut site, "b", 2, 100);
+    }
+    let mut once = Some(noise(&mut rng, 14 << 20));
+    fake.on_read(move |site| {
+        let Some(film) = once.take() else { return };
+        // Between the first look at `b` and its feed: it is in both.
+        site.attach("b", "film", "film.mp4", "video/mp4", film);
+        let rev = site.databases["a"]
+            .tree("document 7")
+            .unwrap()
+            .winner()
+            .rev();
+        site.put(
+            "a",
+            &format!("{{\"_id\":\"document 7\",\"_rev\":\"{rev}\",\"_deleted\":true}}"),
+        );
+    });
+    let home = Home::new(&settings(
+        &fake,
+        "databases = [\"a\", \"b\"]\nparallel = 1\n",
+    ));
+    home.bk(&["backup"]).ended(0);
+    let before = contents(&fake);
+    home.bk(&["restore", "--yes", "--existing", "merge"])
+        .ended(0);
+    same(&before, &contents(&fake), "merged into what was there");
+    home.bk(&["restore", "--yes"]).ended(0);
+    same(&before, &contents(&fake), "into nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_settles_conflicts_and_attachments_of_other_servers_once() {
+    let fake = Fake::start(ACCOUNT).await;
+    let text = b"text ".repeat(1000);
+    {
+        let mut site = fake.site();
+        site.create("app", 2, 1, false);
+        site.attach_compressed("app", "attached", "a.txt", &text);
+        site.put("app", r#"{"_id":"gone","v":1}"#);
+        let rev = site.databases["app"].tree("gone").unwrap().winner().rev();
+        site.put(
+            "app",
+            &format!("{{\"_id\":\"gone\",\"_rev\":\"{rev}\",\"_deleted\":true}}"),
+        );
+    }
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    home.bk(&["backup"]).ended(0);
+    {
+        let mut site = fake.site();
+        let rev = site.databases["app"]
+            .tree("attached")
+            .unwrap()
+            .winner()
+            .rev();
+        site.put(
+            "app",
+            &format!("{{\"_id\":\"attached\",\"_rev\":\"{rev}\",\"v\":2}}"),
+        );
+        for n in 1..4 {
+            site.put(
+                "app",
+                &format!("{{\"_id\":\"gone\",\"n\":{n},{}}}", history(n + 1, n)),
+            );
+        }
+    }
+    home.bk(&["restore", "--yes", "--existing", "merge"])
+        .ended(0);
+    let merged = contents(&fake);
+    {
+        let site = fake.site();
+        assert!(site.databases["app"].tree("gone").unwrap().winner().deleted);
+        let winner = site.databases["app"]
+            .tree("attached")
+            .unwrap()
+            .winner()
+            .clone();
+        assert_eq!(
+            (winner.body.as_str(), winner.attachments[0].length),
+            ("", 5000)
+        );
+    }
+    home.bk(&["restore", "--yes", "--existing", "merge"])
+        .ended(0);
+    same(&merged, &contents(&fake), "a second merge");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_of_users_locks_nobody_out() {
+    let fake = Fake::start(ACCOUNT).await;
+    fake.site().put(
+        "_users",
+        r#"{"_id":"org.couchdb.user:stranger","derived_key":"y"}"#,
+    );
+    let home = Home::new(&settings(&fake, ""));
+    home.write("_users.json", "{\"total_rows\":1,\"rows\":[\n{\"id\":\"org.couchdb.user:jo\",\"key\":\"x\",\"value\":{\"rev\":\"1-a\"},\"doc\":{\"_id\":\"org.couchdb.user:jo\",\"_rev\":\"1-a\",\"derived_key\":\"x\"}}\n]}\n");
+    home.bk(&["restore", "--yes", "_users.json"]).ended(0);
+    let site = fake.site();
+    let winner = |id: &str| site.databases["_users"].tree(id).unwrap().winner().clone();
+    assert!(!winner("org.couchdb.user:jo").deleted);
+    assert!(winner("org.couchdb.user:stranger").deleted);
 }

@@ -4,9 +4,9 @@
 //! `_attachments`, in its order. H is the beginning of the BLAKE3 of the JSON, so equal documents make equal frames; a server's own boundary is new
 //! each time. Parts are cut by the lengths that the JSON tells, never by searching.
 
-use crate::couchdb::connection::Connection;
+use crate::couchdb::connection::{Connection, SILENCE_LIMIT};
 use crate::couchdb::revision::Envelope;
-use bk_core::error::{Error, Result};
+use bk_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use reqwest::Response;
 use serde::Deserialize;
@@ -371,10 +371,12 @@ impl Incoming {
     }
 
     async fn more(&mut self) -> Result<()> {
+        let chunk = tokio::time::timeout(SILENCE_LIMIT, self.response.chunk());
         let chunk = self
             .connection
-            .unless_stopped(self.response.chunk())
+            .unless_stopped(chunk)
             .await?
+            .map_err(|_| Error::new(ErrorKind::Unreachable, "the server fell silent"))?
             .map_err(|e| self.connection.broken(&e))?
             .ok_or_else(unreadable)?;
         self.buffer.extend_from_slice(&chunk);

@@ -83,6 +83,8 @@ pub struct CouchdbSnapshot {
     reading: Reading,
     server: Server,
     databases: Vec<Database>,
+    /// Databases of which nothing can be read, and why.
+    unreadable: Vec<(String, Error)>,
     marks: Vec<Unfinished>,
     selection: Value,
     local_docs: bool,
@@ -108,26 +110,18 @@ pub async fn begin(source: &Couchdb, cx: &Context) -> Result<CouchdbSnapshot> {
     let mut looked = futures::stream::iter(taken)
         .map(|name| {
             let (connection, server) = (&connection, &server);
-            async move {
-                let Some(before) = catalogue::info(connection, &name).await? else {
-                    return Ok(None);
-                };
-                let definition =
-                    catalogue::definition(connection, server, (&name, &before)).await?;
-                Ok::<_, Error>(Some(Database {
-                    group: part(&name),
-                    definition,
-                    before,
-                    name,
-                }))
-            }
+            async move { (name.clone(), look(connection, server, name).await) }
         })
         .buffered(parallel);
-    let mut databases = Vec::new();
-    while let Some(database) = looked.next().await {
+    let (mut databases, mut unreadable) = (Vec::new(), Vec::new());
+    while let Some((name, database)) = looked.next().await {
         cx.check_cancelled()?;
-        // One that is gone already was not there.
-        databases.extend(database?);
+        match database {
+            // One that is gone already was not there.
+            Ok(database) => databases.extend(database),
+            Err(error) if is_the_runs(&error) => return Err(error),
+            Err(error) => unreadable.push((part(&name), error)),
+        }
     }
     drop(looked);
     let mut warnings = Vec::new();
@@ -147,6 +141,7 @@ pub async fn begin(source: &Couchdb, cx: &Context) -> Result<CouchdbSnapshot> {
         },
         server,
         databases,
+        unreadable,
         marks,
         selection: source.filter.selection(),
         local_docs: source.settings.local_docs,
@@ -155,6 +150,20 @@ pub async fn begin(source: &Couchdb, cx: &Context) -> Result<CouchdbSnapshot> {
         done: HashMap::new(),
         warnings,
     })
+}
+
+/// A database as it is at the start; nothing when it is gone.
+async fn look(connection: &Connection, server: &Server, name: String) -> Result<Option<Database>> {
+    let Some(before) = catalogue::info(connection, &name).await? else {
+        return Ok(None);
+    };
+    let definition = catalogue::definition(connection, server, (&name, &before)).await?;
+    Ok(Some(Database {
+        group: part(&name),
+        definition,
+        before,
+        name,
+    }))
 }
 
 #[async_trait]
@@ -232,6 +241,11 @@ impl CouchdbSnapshot {
     /// How each database is made.
     async fn definitions(&mut self, cx: &Context, out: &Output) -> Result<()> {
         let mut lane = out.lane("schema").await?;
+        for (group, why) in std::mem::take(&mut self.unreadable) {
+            out.expect(&group, UNIT).await?;
+            out.fail(&group, UNIT, &why).await?;
+            out.end(&group, UNIT, Counted { rows: 0 }).await?;
+        }
         for database in &self.databases {
             cx.check_cancelled()?;
             expect(out, &mut lane, database).await?;
@@ -392,7 +406,7 @@ impl CouchdbSnapshot {
                 ),
             ));
         }
-        if after.is_some_and(|after| after.purge_seq != database.before.purge_seq) {
+        if after.is_some_and(|after| after.purges() != database.before.purges()) {
             self.warnings.push(format!(
                 "`{}`: revisions were purged while it was read; some of them may be in the archive",
                 database.name
@@ -447,18 +461,15 @@ fn is_another(
 ) -> bool {
     let before = &database.before;
     let Some(after) = after else { return true };
-    let number = |seq: &Value| match seq {
-        Value::String(text) => text.split('-').next().and_then(|n| n.parse::<u64>().ok()),
-        other => other.as_u64(),
-    };
-    let went_back = match (number(&before.update_seq), number(&after.update_seq)) {
+    let went_back = match (before.updates(), after.updates()) {
         (Some(before), Some(after)) => after < before,
         _ => false,
     };
-    server.uuid != server_before.uuid
-        || after.instance_start_time != before.instance_start_time
+    // In a cluster each node has a number of its own, and knows the others' writes a little later.
+    let is_one_node = after.cluster.is_none_or(|cluster| cluster.n <= 1);
+    after.instance_start_time != before.instance_start_time
         || after.cluster != before.cluster
-        || went_back
+        || is_one_node && (went_back || server.uuid != server_before.uuid)
 }
 
 /// A document and its attachments, as they come, into one member. Its frame's length is known as soon as its JSON is.

@@ -46,6 +46,41 @@ pub struct Info {
     /// Other when it was made anew.
     #[serde(default)]
     pub instance_start_time: Value,
+    /// What it holds.
+    #[serde(default)]
+    pub sizes: Sizes,
+}
+
+/// Bytes of a database.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Sizes {
+    /// Documents and attachments, before anything is compressed.
+    #[serde(default)]
+    pub external: f64,
+}
+
+impl Info {
+    /// How many revisions were purged. What follows the number says which node told it.
+    pub fn purges(&self) -> Option<u64> {
+        number(&self.purge_seq)
+    }
+
+    /// How many writes there were.
+    pub fn updates(&self) -> Option<u64> {
+        number(&self.update_seq)
+    }
+
+    /// Bytes of a document in the mean.
+    pub fn mean_bytes(&self) -> f64 {
+        self.sizes.external / (self.doc_count + self.doc_del_count).max(1) as f64
+    }
+}
+
+fn number(seq: &Value) -> Option<u64> {
+    match seq {
+        Value::String(text) => text.split('-').next()?.parse().ok(),
+        other => other.as_u64(),
+    }
 }
 
 /// Shards and copies of a database.

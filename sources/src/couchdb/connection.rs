@@ -19,7 +19,7 @@ pub use reqwest::Method;
 /// Patience with one that does not answer at all: below that of a check.
 const CONNECT_LIMIT: Duration = Duration::from_secs(4);
 /// Patience with a silence within an answer; servers give up after 60 s themselves.
-const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(90);
 /// The first wait before a request is sent again, and by how much each is longer.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const WAIT_FACTOR: f64 = 1.6;
@@ -28,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(25);
 const PATIENCE: Duration = Duration::from_mins(3);
 /// The same of the first one: nobody may be there.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
+/// How often a body that is read as it comes is begun.
+const OPEN_TRIES: u32 = 6;
 /// An internal error may pass, or be the fault of what was sent.
 const INTERNAL_TRIES: u32 = 3;
 
@@ -74,30 +76,41 @@ impl Access {
         // A second call finds it installed, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let s = &self.settings;
-        let mut builder = Client::builder()
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_LIMIT)
-            .read_timeout(SILENCE_LIMIT)
-            .pool_max_idle_per_host(64)
-            .user_agent("bk");
+        let mut certificates = None;
         if let Some(ca) = &s.ca {
             let pem = std::fs::read(ca).map_err(|e| Error::io("reading", ca, e))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| {
+            let read = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| {
                 settings(format!("`{}` holds no certificate", ca.display())).because(e)
             })?;
-            builder = builder.tls_certs_only(certificates);
+            certificates = Some(read);
         }
         let mut headers = HeaderMap::new();
         if let Some(authorization) = self.authorization().await? {
             headers.insert(AUTHORIZATION, authorization);
         }
-        let client = builder
-            .default_headers(headers)
-            .build()
-            .map_err(|e| settings("no connection can be made with these settings").because(e))?;
+        let build = |silence: Option<Duration>| {
+            let mut builder = Client::builder()
+                .http1_only()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_LIMIT)
+                .tcp_keepalive(SILENCE_LIMIT)
+                .pool_max_idle_per_host(64)
+                .user_agent("bk")
+                .default_headers(headers.clone());
+            if let Some(silence) = silence {
+                builder = builder.read_timeout(silence);
+            }
+            if let Some(certificates) = &certificates {
+                builder = builder.tls_certs_only(certificates.clone());
+            }
+            builder
+                .build()
+                .map_err(|e| settings("no connection can be made with these settings").because(e))
+        };
         let mut connection = Connection {
-            client,
+            client: build(Some(SILENCE_LIMIT))?,
+            patient: build(None)?,
+            logged_in: false,
             base: self.base.clone(),
             place: self.place.clone(),
             cx: cx.clone(),
@@ -107,6 +120,7 @@ impl Access {
         };
         let session = connection.ask(Method::GET, "/_session").await?;
         connection.patience = PATIENCE;
+        connection.logged_in = true;
         match session.status {
             // Some servers have no sessions; then the next request shows whether the account is good.
             404 | 405 => Ok(connection),
@@ -146,6 +160,9 @@ pub struct Connection {
     client: Client,
     base: String,
     place: String,
+    /// For bodies that take their time: without a limit on silence while they are sent.
+    patient: Client,
+    logged_in: bool,
     cx: Context,
     /// Fires when the server has refused the account: nothing more is sent, for wrong tries lock it.
     refused: CancellationToken,
@@ -244,7 +261,7 @@ impl Answer {
     /// The error that a refusal is.
     pub fn refusal(&self, doing: &str) -> Error {
         let kind = match self.status {
-            403 => ErrorKind::Denied,
+            401 | 403 => ErrorKind::Denied,
             404 => ErrorKind::NotFound,
             405 | 501 => ErrorKind::Unsupported,
             507 => ErrorKind::NoSpace,
@@ -294,6 +311,7 @@ impl Connection {
         let mut waited = Duration::ZERO;
         let mut internal = 0;
         loop {
+            let begun = tokio::time::Instant::now();
             let (why, asked) = match self.one_try(request).await? {
                 Tried::Answered(answer) if answer.status == 500 => {
                     internal += 1;
@@ -316,9 +334,11 @@ impl Connection {
                     format!("{}: {why}{times}", self.place),
                 ));
             }
-            let pause = asked.unwrap_or(wait).min(LONGEST_WAIT);
+            let pause = asked
+                .map_or(wait, |asked| asked.max(wait))
+                .min(LONGEST_WAIT);
             self.pause(pause).await?;
-            waited += pause;
+            waited += begun.elapsed();
             wait = wait.mul_f64(WAIT_FACTOR).min(LONGEST_WAIT);
         }
     }
@@ -358,14 +378,35 @@ impl Connection {
     /// An answer whose body is read as it comes, of a request that went well.
     pub async fn open(&self, path: &str, accept: &'static str, doing: &str) -> Result<Response> {
         let request = Request::new(Method::GET, path).accept(accept);
-        let response = self
-            .unless_stopped(self.built(&request).send())
-            .await?
-            .map_err(|e| self.broken(&e))?;
-        if response.status().as_u16() == 200 {
-            return Ok(response);
+        let mut wait = FIRST_WAIT;
+        for n in 1.. {
+            let sent = self.built(&self.patient, &request).send();
+            let why = match self
+                .unless_stopped(tokio::time::timeout(SILENCE_LIMIT, sent))
+                .await?
+            {
+                Ok(Ok(response)) if response.status().as_u16() == 200 => return Ok(response),
+                Ok(Ok(response)) => {
+                    let answer = self
+                        .unless_stopped(self.collected(response))
+                        .await?
+                        .map_err(|e| self.broken(&e))?;
+                    match self.look(answer, None)? {
+                        Tried::Answered(answer) => return Err(answer.refusal(doing)),
+                        Tried::Again(why, _) => why,
+                    }
+                }
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "the server did not answer in time".into(),
+            };
+            if n == OPEN_TRIES {
+                let why = format!("{doing}: {why}");
+                return Err(Error::new(ErrorKind::Unreachable, why));
+            }
+            self.pause(wait).await?;
+            wait = wait.mul_f64(WAIT_FACTOR * 2.0).min(LONGEST_WAIT);
         }
-        Err(self.whole(response).await?.refusal(doing))
+        unreachable!("the loop ends by itself")
     }
 
     /// Sends a body that is made while it is sent, once.
@@ -377,7 +418,7 @@ impl Connection {
         body: impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
     ) -> Result<Answer> {
         let sent = self
-            .client
+            .patient
             .put(format!("{}{path}", self.base))
             .header(CONTENT_TYPE, kind)
             .header(reqwest::header::CONTENT_LENGTH, len)
@@ -391,10 +432,9 @@ impl Connection {
         self.whole(response).await
     }
 
-    fn built(&self, request: &Request) -> reqwest::RequestBuilder {
+    fn built(&self, client: &Client, request: &Request) -> reqwest::RequestBuilder {
         let url = format!("{}{}", self.base, request.path);
-        let built = self
-            .client
+        let built = client
             .request(request.method.clone(), url)
             .header(ACCEPT, request.accept);
         match &request.body {
@@ -404,7 +444,10 @@ impl Connection {
     }
 
     async fn one_try(&self, request: &Request) -> Result<Tried> {
-        let response = match self.unless_stopped(self.built(request).send()).await? {
+        let response = match self
+            .unless_stopped(self.built(&self.client, request).send())
+            .await?
+        {
             Ok(response) => response,
             Err(error) if is_hopeless(&error) => return Err(self.broken(&error)),
             Err(error) => return Ok(Tried::Again(chain(&error), None)),
@@ -427,6 +470,10 @@ impl Connection {
     /// Statuses that mean the same whatever was asked.
     fn look(&self, answer: Answer, asked: Option<Duration>) -> Result<Tried> {
         match answer.status {
+            // The account is good, and may not do this.
+            401 if self.logged_in && answer.words().contains("not a server admin") => {
+                Ok(Tried::Answered(answer))
+            }
             401 => {
                 self.refused.cancel();
                 Err(
@@ -443,6 +490,7 @@ impl Connection {
                 .hint("wait until the server opens it again (5 minutes by default), and mend the password of whoever tries"))
             }
             408 | 429 | 502 | 503 | 504 => Ok(Tried::Again(answer.words(), asked)),
+            500 if is_overload(&answer) => Ok(Tried::Again(answer.words(), asked)),
             412 if answer.word() == "nodedown" => Ok(Tried::Again(answer.words(), asked)),
             300..=399 => Err(unsupported(format!(
                 "{} answers with a redirection (HTTP {}), which is not followed",
@@ -499,6 +547,14 @@ impl Connection {
             format!("{}: {}", self.place, chain(error)),
         )
     }
+}
+
+/// What a server says that is busy, or does not know yet where its shards are.
+fn is_overload(answer: &Answer) -> bool {
+    let words = answer.words();
+    ["timeout", "No DB shards could be opened", "nodedown"]
+        .iter()
+        .any(|overload| words.contains(overload))
 }
 
 /// Whether another try would end the same way.

@@ -59,6 +59,8 @@ struct OfId<'a> {
 struct One<'a> {
     #[serde(borrow, default)]
     ok: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 /// Which revisions an answer may hold.
@@ -123,6 +125,7 @@ pub async fn fetch(
                     fetched.missing.push(kept.leaf);
                     continue;
                 };
+                fetched.bytes += frame.len();
                 Document::Framed(frame)
             }
         };
@@ -177,7 +180,13 @@ fn kept(answer: &Answer, leaves: &[Leaf], which: Which) -> Result<Vec<Kept>> {
         .map_err(|e| Error::corrupt("the server's answer cannot be read").because(e))?;
     let mut by_leaf: HashMap<Leaf, Kept> = HashMap::with_capacity(leaves.len());
     for one in got.results.iter().flat_map(|of_id| &of_id.docs) {
-        let Some(raw) = one.ok else { continue };
+        let Some(raw) = one.ok else {
+            let why = one.error.map_or("nothing", RawValue::get);
+            if why.contains("not_found") {
+                continue;
+            }
+            return Err(Error::corrupt(format!("a document was not read: {why}")));
+        };
         let envelope: Envelope<'_> = serde_json::from_str(raw.get())
             .map_err(|e| Error::corrupt("a document cannot be read").because(e))?;
         let leaf = Leaf {

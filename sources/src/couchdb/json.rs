@@ -61,3 +61,23 @@ pub fn object<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<
 pub fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
+
+/// The same value without the white space between its parts.
+pub fn dense(json: &str) -> String {
+    let (mut in_text, mut escaped) = (false, false);
+    json.chars()
+        .filter(|character| {
+            if in_text {
+                match character {
+                    _ if escaped => escaped = false,
+                    '\\' => escaped = true,
+                    '"' => in_text = false,
+                    _ => {}
+                }
+                return true;
+            }
+            in_text = *character == '"';
+            !character.is_ascii_whitespace()
+        })
+        .collect()
+}

@@ -110,15 +110,16 @@ async fn remove(connection: &Connection, id: &str) -> Result<()> {
 
 /// Takes this restore out, but for what it left unfinished; where it was the last one, the database goes.
 pub async fn finish(connection: &Connection, mine: &Unfinished, left: Vec<Selected>) -> Result<()> {
-    remove(connection, &mine.id).await?;
     if !left.is_empty() {
         let rest = Unfinished {
             id: format!("{}-rest", mine.id),
             selected: left,
             ..mine.clone()
         };
-        return set(connection, &rest).await;
+        set(connection, &rest).await?;
+        return remove(connection, &mine.id).await;
     }
+    remove(connection, &mine.id).await?;
     if marks(connection).await?.is_empty() {
         forget(connection).await?;
     }

@@ -75,6 +75,8 @@ struct Restoring<'a> {
     names: HashMap<String, String>,
     n: Option<u8>,
     starts_replications: bool,
+    /// Whether the archive is of a server on which databases without rights are open to everybody.
+    made_by_old: bool,
     /// Groups that failed when they were backed up.
     failed: HashSet<String>,
     databases: BTreeMap<String, Database>,
@@ -118,6 +120,7 @@ impl<'a> Restoring<'a> {
             names: how.into_group.iter().cloned().collect(),
             n: source.settings.n,
             starts_replications: source.settings.replicator,
+            made_by_old: is_old(&input.facts().more),
             failed: failed.map(|(group, _)| group.clone()).collect(),
             databases: BTreeMap::new(),
             broken: BTreeSet::new(),
@@ -218,6 +221,7 @@ impl<'a> Restoring<'a> {
                 connection: self.connection.clone(),
                 database: self.database(&group),
                 is_full: self.is_full,
+                merged: false,
             };
             self.databases.insert(
                 group,
@@ -274,6 +278,7 @@ impl<'a> Restoring<'a> {
             } else {
                 databases::make_if_missing(&self.connection, &database.definition, how).await?;
                 database.merged = is_there;
+                database.target.merged = is_there;
                 if is_there && self.failed.contains(group) {
                     self.tally.kept.push(name.clone());
                 }
@@ -306,9 +311,10 @@ impl<'a> Restoring<'a> {
             let target = database.target.clone();
             let winners = database.winners.clone();
             let path = member.path.to_string();
-            if let Body::Stream(_) = member.body {
+            let is_streamed = matches!(member.body, Body::Stream(_));
+            if is_streamed && Kind::of(&path)? == Kind::Framed {
                 // One at a time: it comes as it is read.
-                let written = large(&target, member).await;
+                let written = large(&target, member, winners.as_deref()).await;
                 let done = written.map(|(written, bytes)| Done {
                     group,
                     stage,
@@ -380,6 +386,12 @@ impl<'a> Restoring<'a> {
                 return Err(Error::corrupt(format!("`{path}` belongs to no database")));
             };
             let (target, winners) = (database.target.clone(), database.winners.clone());
+            if target.database == USERS && matches!(Kind::of(&path)?, Kind::Plain | Kind::Framed) {
+                let ids = ids(&path, &body)?;
+                if let Some(database) = self.databases.get_mut(&group) {
+                    database.ids.extend(ids);
+                }
+            }
             let written = match Kind::of(&path)? {
                 Kind::Security => {
                     self.count(&group, Stage::Finish, (1, 0, body.len() as u64));
@@ -444,7 +456,8 @@ impl<'a> Restoring<'a> {
         if there == wanted {
             return Ok(());
         }
-        if wanted.as_object().is_some_and(serde_json::Map::is_empty) && self.is_full {
+        let is_empty = wanted.as_object().is_some_and(serde_json::Map::is_empty);
+        if is_empty && self.made_by_old && self.is_full {
             self.tally.warnings.push(format!(
                 "`{name}` had no rights set, which older servers take for open to everybody; it keeps those of a new database: set them"
             ));
@@ -465,6 +478,14 @@ impl<'a> Restoring<'a> {
     }
 }
 
+/// Whether a server before CouchDB 3 made an archive.
+fn is_old(facts: &Value) -> bool {
+    facts["version"]
+        .as_str()
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok())
+        .is_some_and(|major| major < 3)
+}
+
 /// Documents of a member.
 async fn write(
     target: &Target,
@@ -477,7 +498,11 @@ async fn write(
         let frames = attachments::frames(body).map_err(within)?;
         let mut written = target.write_framed(&frames, body).await?;
         if let Some(winners) = winners {
-            written.add(winners.settle_framed(target, &frames).await?);
+            written.add(
+                winners
+                    .settle_framed(target, &frames, merge::round_of(path))
+                    .await?,
+            );
         }
         return Ok(written);
     }
@@ -490,7 +515,11 @@ async fn write(
     // What the server makes itself is as good as written.
     written.documents += (all - documents.len()) as u64;
     if let Some(winners) = winners {
-        written.add(winners.settle(target, &documents).await?);
+        written.add(
+            winners
+                .settle(target, &documents, merge::round_of(path))
+                .await?,
+        );
     }
     Ok(written)
 }
@@ -500,12 +529,22 @@ fn is_auth_design(document: &[u8]) -> bool {
 }
 
 /// A document with attachments too large to be held.
-async fn large(target: &Target, member: Member) -> Result<(Written, u64)> {
+async fn large(
+    target: &Target,
+    member: Member,
+    winners: Option<&Winners>,
+) -> Result<(Written, u64)> {
     let len = member
         .len
         .ok_or_else(|| bug("a large document has no length"))?;
     match member.body {
-        Body::Stream(stream) => Ok((target.put_large(len, stream).await?, len)),
+        Body::Stream(stream) => {
+            let (leaf, mut written) = target.put_large(len, stream).await?;
+            if let Some(winners) = winners {
+                winners.look_at_large(target, &leaf, &mut written).await?;
+            }
+            Ok((written, len))
+        }
         Body::Whole(_) => Err(bug("a body that is whole was taken for a stream")),
     }
 }

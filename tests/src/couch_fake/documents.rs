@@ -402,6 +402,17 @@ impl Site {
         self.write(name, given, vec![attachment], false).unwrap();
     }
 
+    /// The same of one that was compressed by another server.
+    pub fn attach_compressed(&mut self, name: &str, id: &str, attachment: &str, plain: &[u8]) {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+        gzip.write_all(plain).unwrap();
+        self.attach(name, id, attachment, "text/plain", gzip.finish().unwrap());
+        let tree = self.databases.get_mut(name).unwrap().documents.get_mut(id);
+        let attachment = &mut tree.unwrap().leaves[0].attachments[0];
+        attachment.gzip = true;
+        attachment.length = plain.len() as u64;
+    }
+
     /// Writes a document of a test.
     pub fn put(&mut self, name: &str, json: &str) -> String {
         let given = given(json).unwrap();

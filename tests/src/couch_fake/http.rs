@@ -511,6 +511,7 @@ impl Site {
             telling.attachments = Listed::Follow;
         }
         let outer = self.boundary();
+        let compacted = self.faults.compacted;
         let (mut results, mut parts) = (Vec::new(), Vec::new());
         for wanted in body["docs"].as_array().cloned().unwrap_or_default() {
             let id = wanted["id"].as_str().unwrap_or_default().to_owned();
@@ -522,7 +523,13 @@ impl Site {
                         let Some(rev) = wanted["rev"].as_str() else {
                             return tree.sorted().into_iter().cloned().collect();
                         };
-                        let exact: Vec<Leaf> = tree.leaf(rev).into_iter().cloned().collect();
+                        let kept = if compacted { &[][..] } else { &tree.old };
+                        let exact: Vec<Leaf> = tree
+                            .leaf(rev)
+                            .or_else(|| kept.iter().find(|leaf| leaf.rev() == rev))
+                            .into_iter()
+                            .cloned()
+                            .collect();
                         if !exact.is_empty() || !asked.flag("latest") {
                             return exact;
                         }

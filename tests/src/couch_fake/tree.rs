@@ -7,6 +7,8 @@ use bytes::Bytes;
 pub struct Tree {
     /// Its leaves.
     pub leaves: Vec<Leaf>,
+    /// Leaves that were replaced, until somebody compacts the database.
+    pub old: Vec<Leaf>,
     /// When it was written last, in its shard.
     pub written: u64,
 }
@@ -105,6 +107,7 @@ impl Tree {
                 let from = new.ids.len() - (new.start - old.start) as usize;
                 new.ids.extend(old.ids[from..].iter().cloned());
             }
+            self.old.push(old);
         }
         new.ids.truncate(revs_limit);
         self.leaves.push(new);
@@ -114,5 +117,6 @@ impl Tree {
     /// Takes a leaf out as if it had never been.
     pub fn purge(&mut self, rev: &str) {
         self.leaves.retain(|leaf| leaf.rev() != rev);
+        self.old.clear();
     }
 }

@@ -7,7 +7,7 @@ use crate::couchdb::feed::{self, PAGE, Pass, Read};
 use crate::couchdb::revision::{Leaf, Leaves};
 use crate::couchdb::{catalogue, connection::Connection};
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, bug};
+use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::{Lane, Output};
 use futures::StreamExt;
 use serde_json::Value;
@@ -53,13 +53,25 @@ pub async fn database(
             ..Done::default()
         },
         owed: HashMap::new(),
-        at_once: AtomicUsize::new(documents::MOST),
+        at_once: AtomicUsize::new(at_first(database)),
         bytes: 0,
         written,
     };
     one.all(lane, out).await?;
     one.since_then(lane, out).await?;
-    Ok(one.done)
+    let mut done = one.done;
+    // One that was in the list and among what was written since is read once.
+    done.large.sort();
+    done.large.dedup();
+    done.designs.sort();
+    done.designs.dedup();
+    Ok(done)
+}
+
+/// Documents of the first requests, by what the server says of their size.
+fn at_first(database: &Database) -> usize {
+    let fit = documents::ANSWER_BYTES as f64 / database.before.mean_bytes().max(1.0);
+    (fit as usize).clamp(1, documents::MOST)
 }
 
 struct One<'a, F> {
@@ -208,7 +220,7 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
                 break;
             }
         }
-        self.settle_what_was_purged().await?;
+        self.settle_owed(lane, out).await?;
         if self.reading.is_full {
             self.done.pending = feed::pending(self.connection(), name, &self.done.since).await?;
         }
@@ -226,20 +238,41 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
         }
     }
 
-    async fn settle_what_was_purged(&mut self) -> Result<()> {
+    /// What is still owed is asked for once more, as whatever replaced it; only a purge excuses what is not there at all.
+    async fn settle_owed(&mut self, lane: &mut Lane, out: &Output) -> Result<()> {
+        if self.owed.is_empty() {
+            return Ok(());
+        }
+        let owed = std::mem::take(&mut self.owed);
+        let leaves = owed.into_iter().flat_map(|(id, revs)| {
+            revs.into_iter().map(move |rev| Leaf {
+                id: id.clone(),
+                rev,
+            })
+        });
+        let mut leaves: Vec<Leaf> = leaves.collect();
+        leaves.sort();
+        let (name, is_full) = (self.database.name.as_str(), self.reading.is_full);
+        let mut segments = Segments::new(&self.database.path(&format!("changes-{}.", ROUNDS + 1)));
+        for some in leaves.chunks(documents::MOST) {
+            let asked = (name, is_full);
+            let fetched =
+                documents::fetch(self.connection(), asked, some.to_vec(), Which::Latest).await?;
+            self.take(fetched, &mut segments, (lane, out)).await?;
+        }
+        segments.finish(lane, out).await?;
         let Some((id, revs)) = self.owed.iter().next() else {
             return Ok(());
         };
-        let name = &self.database.name;
         let now = catalogue::info(self.connection(), name).await?;
-        if now.is_some_and(|now| now.purge_seq != self.database.before.purge_seq) {
+        if now.is_some_and(|now| now.purges() != self.database.before.purges()) {
             return Ok(());
         }
         let rev = revs.iter().next().map_or("", String::as_str);
         Err(Error::new(
             ErrorKind::Unreachable,
             format!(
-                "{} of its leaves were in its feed and cannot be read, the first `{id}` at {rev}; repeat the backup",
+                "{} documents were in its feed and cannot be read, the first `{id}` at {rev}; repeat the backup",
                 self.owed.len()
             ),
         ))
@@ -270,6 +303,12 @@ pub async fn designs(reading: &Reading, database: &Database, leaves: Vec<Leaf>) 
     .await?;
     match fetched.missing.first() {
         None => Ok(fetched),
-        Some(leaf) => Err(bug(format!("{} cannot be read", leaf.shown()))),
+        Some(leaf) => Err(Error::new(
+            ErrorKind::Unreachable,
+            format!(
+                "{} cannot be read any more; repeat the backup",
+                leaf.shown()
+            ),
+        )),
     }
 }

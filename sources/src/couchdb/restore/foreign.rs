@@ -3,8 +3,9 @@
 //!
 //! The first pass reads all of it and writes nothing: what was cut off is found there. Documents travel as the JSON that stands there.
 
-use super::{Database, Done, Restoring};
+use super::{Database, Done, Restoring, USERS};
 use crate::couchdb::catalogue::{self, Definition};
+use crate::couchdb::documents::leaf_of;
 use crate::couchdb::json;
 use crate::couchdb::restore::items::{Form, Items};
 use crate::couchdb::restore::merge::Winners;
@@ -211,9 +212,16 @@ impl Restoring<'_> {
         if documents.is_empty() {
             return Ok(());
         }
+        if target.database == USERS
+            && let Some(database) = self.databases.get_mut(group)
+        {
+            for document in documents {
+                database.ids.insert(leaf_of(document)?.id);
+            }
+        }
         let mut written: Written = target.write(documents).await?;
         if let Some(winners) = winners {
-            written.add(winners.settle(target, documents).await?);
+            written.add(winners.settle(target, documents, 0).await?);
         }
         let bytes = documents.iter().map(Bytes::len).sum::<usize>() as u64;
         self.take_done(Done {
@@ -245,6 +253,7 @@ impl Restoring<'_> {
                 connection: self.connection.clone(),
                 database: self.database(&group),
                 is_full: self.is_full,
+                merged: false,
             };
             let definition = Definition {
                 name: target.database.clone(),
@@ -276,7 +285,10 @@ impl Restoring<'_> {
             while let Some(items) = reading.next().await? {
                 for item in items {
                     if let Some(ready) = ready(&item, &mut Left::default())? {
-                        winners.entry(group.clone()).or_default().see(&ready.json)?;
+                        winners
+                            .entry(group.clone())
+                            .or_default()
+                            .see(&ready.json, 0)?;
                     }
                 }
             }

@@ -2,44 +2,55 @@
 //! child of that leaf; where the two say the same, nothing is written, so that a second run changes nothing.
 
 use super::writing::{Target, Written};
-use super::{AUTH_DESIGN, Restoring, USERS};
+use super::{Restoring, USERS};
 use crate::couchdb::attachments::{self, Attachment, Framed};
-use crate::couchdb::connection::{Method, Request, encoded};
+use crate::couchdb::connection::{Method, Request, document_path, encoded};
 use crate::couchdb::documents::leaf_of;
 use crate::couchdb::json;
 use crate::couchdb::member::Kind;
-use crate::couchdb::revision::Envelope;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use crate::couchdb::revision::{DESIGN, Envelope, Leaf};
 use bk_core::error::{Error, Result};
 use bk_core::name::hash64;
-use bk_core::source::{Existing, Input, Stage};
+use bk_core::source::{Body, BodyStream, Existing, Input, Stage};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Members of a document that are not its own.
 const NOT_ITS_OWN: [&str; 5] = ["_id", "_rev", "_revisions", "_attachments", "_deleted"];
+/// How often it is looked whether the archive's document wins.
+const ROUNDS: usize = 20;
 /// Documents that are compared together.
 const COMPARED: usize = 500;
 
-/// A leaf as it stands in the contest of those of its document: who lives wins, then the longer history, then the larger revision.
-type Rank = (bool, u64, String);
+/// A leaf as it stands in the contest of those of its document: what was read last counts, for all leaves were read again then; who lives wins,
+/// then the longer history, then the larger revision.
+type Rank = (u32, bool, u64, String);
 
 /// The archive's winner of each document, by the hash of its id.
 #[derive(Default)]
 pub struct Winners(HashMap<u64, Rank>);
 
-fn rank(deleted: bool, rev: &str) -> Rank {
+fn rank(round: u32, deleted: bool, rev: &str) -> Rank {
     let (generation, digits) = rev.split_once('-').unwrap_or((rev, ""));
-    (!deleted, generation.parse().unwrap_or(0), digits.to_owned())
+    let generation = generation.parse().unwrap_or(0);
+    (round, !deleted, generation, digits.to_owned())
+}
+
+/// In which round a member was read: 0 for what was there at the start.
+pub fn round_of(path: &str) -> u32 {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_prefix("changes-")
+        .and_then(|rest| rest.split('.').next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 impl Winners {
-    pub fn see(&mut self, document: &[u8]) -> Result<()> {
+    /// Takes a leaf of a round into account.
+    pub fn see(&mut self, document: &[u8], round: u32) -> Result<()> {
         let envelope = envelope(document)?;
-        let rank = rank(envelope.deleted, &envelope.rev);
+        let rank = rank(round, envelope.deleted, &envelope.rev);
         let best = self.0.entry(hash64(envelope.id.as_bytes())).or_default();
         if *best < rank {
             *best = rank;
@@ -47,28 +58,65 @@ impl Winners {
         Ok(())
     }
 
-    fn is_winner(&self, document: &[u8]) -> Result<bool> {
+    fn is_winner(&self, document: &[u8], round: u32) -> Result<bool> {
         let envelope = envelope(document)?;
-        let mine = rank(envelope.deleted, &envelope.rev);
+        let mine = rank(round, envelope.deleted, &envelope.rev);
         Ok(self.0.get(&hash64(envelope.id.as_bytes())) == Some(&mine))
     }
 
     /// Lets the archive's documents win.
-    pub async fn settle(&self, target: &Target, documents: &[Bytes]) -> Result<Written> {
+    pub async fn settle(
+        &self,
+        target: &Target,
+        documents: &[Bytes],
+        round: u32,
+    ) -> Result<Written> {
         let mut winners = Vec::new();
         for document in documents {
-            if self.is_winner(document)? {
+            if self.is_winner(document, round)? {
                 winners.push((&document[..], Vec::new()));
             }
         }
         settle(target, winners).await
     }
 
+    /// Whether a document with large attachments won; it is too large to be given once more as a child of another.
+    pub async fn look_at_large(
+        &self,
+        target: &Target,
+        leaf: &Leaf,
+        written: &mut Written,
+    ) -> Result<()> {
+        let mine = rank(0, false, &leaf.rev);
+        if self.0.get(&hash64(leaf.id.as_bytes())) != Some(&mine) {
+            return Ok(());
+        }
+        let rows = winners_there(target, std::slice::from_ref(&leaf.id)).await?;
+        let there = Rows::of(&rows)?
+            .rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.value);
+        if there.is_some_and(|there| there.rev != leaf.rev) {
+            written.documents = written.documents.saturating_sub(1);
+            written.refuse(
+                &leaf.shown(),
+                "another revision wins in the target, and its attachments are too large to be written as a change of that one; restore with --existing replace",
+            );
+        }
+        Ok(())
+    }
+
     /// The same of documents with attachments.
-    pub async fn settle_framed(&self, target: &Target, frames: &[Framed<'_>]) -> Result<Written> {
+    pub async fn settle_framed(
+        &self,
+        target: &Target,
+        frames: &[Framed<'_>],
+        round: u32,
+    ) -> Result<Written> {
         let mut winners = Vec::new();
         for framed in frames {
-            if self.is_winner(framed.json)? {
+            if self.is_winner(framed.json, round)? {
                 let parts = framed.parts.iter().map(|(_, _, bytes)| *bytes).collect();
                 winners.push((framed.json, parts));
             }
@@ -88,6 +136,23 @@ struct Rows<'a> {
     rows: Vec<Row<'a>>,
 }
 
+impl<'a> Rows<'a> {
+    fn of(answer: &'a [u8]) -> Result<Self> {
+        serde_json::from_slice(answer)
+            .map_err(|e| Error::corrupt("the list of winners cannot be read").because(e))
+    }
+}
+
+/// What wins in the target, as `_all_docs` tells it.
+async fn winners_there(target: &Target, ids: &[String]) -> Result<Bytes> {
+    let path = format!("/{}/_all_docs?include_docs=true", encoded(&target.database));
+    let body = serde_json::json!({ "keys": ids }).to_string();
+    let request = Request::new(Method::POST, path).json(body);
+    let answer = target.connection.send(&request).await?;
+    let comparing = format!("comparing `{}` with the archive", target.database);
+    Ok(answer.good(&comparing)?.body)
+}
+
 #[derive(Deserialize)]
 struct Row<'a> {
     #[serde(default)]
@@ -103,80 +168,95 @@ struct Value {
     deleted: bool,
 }
 
-/// Documents of the archive that win in it, with the bytes of their attachments.
+/// Documents of the archive that win in it, with the bytes of their attachments. A child may uncover another leaf that wins: it is looked again.
 async fn settle(target: &Target, winners: Vec<(&[u8], Vec<&[u8]>)>) -> Result<Written> {
     let mut written = Written::default();
-    let comparing = format!("comparing `{}` with the archive", target.database);
-    for some in winners.chunks(COMPARED) {
-        let ids = some
-            .iter()
-            .map(|(document, _)| Ok(leaf_of(document)?.id))
-            .collect::<Result<Vec<_>>>()?;
-        let path = format!("/{}/_all_docs?include_docs=true", encoded(&target.database));
-        let body = serde_json::json!({ "keys": ids }).to_string();
-        let answer = target
-            .connection
-            .send(&Request::new(Method::POST, path).json(body))
-            .await?
-            .good(&comparing)?;
-        let rows: Rows<'_> = serde_json::from_slice(&answer.body).map_err(|e| {
-            Error::corrupt(format!("{comparing}: the answer cannot be read")).because(e)
-        })?;
-        if rows.rows.len() != some.len() {
-            return Err(Error::corrupt(format!(
-                "{comparing}: {} documents were asked for, {} came",
-                some.len(),
-                rows.rows.len()
-            )));
+    let mut waiting = winners;
+    for _ in 0..ROUNDS {
+        if waiting.is_empty() {
+            return Ok(written);
         }
-        let mut children = Vec::new();
-        for ((document, parts), row) in some.iter().zip(rows.rows) {
-            // One that was refused is not there.
-            let Some(there) = row.value else { continue };
-            if let Some(child) = child(document, parts, &there, row.doc)? {
-                children.push(Bytes::from(child));
-            }
+        let mut again = Vec::new();
+        for some in waiting.chunks(COMPARED) {
+            again.extend(settle_some(target, some, &mut written).await?);
         }
-        if !children.is_empty() {
-            let mut edited = target.edit(&children).await?;
-            // They are no leaves of the archive.
-            edited.documents = 0;
-            written.add(edited);
-        }
+        waiting = again;
+    }
+    for (document, _) in waiting {
+        let leaf = leaf_of(document)?;
+        written.refuse(
+            &leaf.shown(),
+            "another revision wins in the target again and again",
+        );
     }
     Ok(written)
 }
 
-/// The archive's document as a child of the leaf that wins; nothing where that is the archive's own, or says the same.
-fn child(
-    document: &[u8],
-    parts: &[&[u8]],
-    there: &Value,
-    body_there: Option<&RawValue>,
-) -> Result<Option<Vec<u8>>> {
-    let mine = envelope(document)?;
-    if mine.rev == there.rev {
-        return Ok(None);
+/// One look at documents; those that got a child are looked at again.
+async fn settle_some<'a>(
+    target: &Target,
+    some: &[(&'a [u8], Vec<&'a [u8]>)],
+    written: &mut Written,
+) -> Result<Vec<(&'a [u8], Vec<&'a [u8]>)>> {
+    let ids = some
+        .iter()
+        .map(|(document, _)| Ok(leaf_of(document)?.id))
+        .collect::<Result<Vec<_>>>()?;
+    let answer = winners_there(target, &ids).await?;
+    let rows = Rows::of(&answer)?;
+    if rows.rows.len() != some.len() {
+        return Err(Error::corrupt(format!(
+            "comparing `{}` with the archive: {} documents were asked for, {} came",
+            target.database,
+            some.len(),
+            rows.rows.len()
+        )));
     }
-    let same = match body_there.filter(|_| !there.deleted) {
-        None => mine.deleted && there.deleted,
-        Some(body) => !mine.deleted && is_same(document, body.get().as_bytes())?,
-    };
-    if same {
-        return Ok(None);
+    let (mut again, mut children) = (Vec::new(), Vec::new());
+    for ((document, parts), row) in some.iter().zip(rows.rows) {
+        // One that was refused is not there.
+        let Some(there) = row.value else { continue };
+        let mine = envelope(document)?;
+        if mine.rev == there.rev || is_same(target, document, &there, row.doc).await? {
+            continue;
+        }
+        again.push((*document, parts.clone()));
+        let child = child(&mine, document, &there)?;
+        if parts.is_empty() {
+            children.push(Bytes::from(child));
+        } else {
+            refused_of(target.edit_framed(&child, parts).await?, written);
+        }
     }
-    let rev = json::quoted(&there.rev);
-    let inline = inline(&mine, parts)?;
+    if !children.is_empty() {
+        refused_of(target.edit(&children).await?, written);
+    }
+    // What was refused is not tried again.
+    if written.refused > 0 {
+        again.clear();
+    }
+    Ok(again)
+}
+
+/// Children are no leaves of the archive: of them it only counts what was refused.
+fn refused_of(edited: Written, written: &mut Written) {
+    written.add(Written {
+        documents: 0,
+        conflicts: 0,
+        ..edited
+    });
+}
+
+/// The archive's document as a child of the leaf that wins.
+fn child(mine: &Envelope<'_>, document: &[u8], there: &Value) -> Result<Vec<u8>> {
+    let (id, rev) = (json::quoted(&mine.id), json::quoted(&there.rev));
     let members = json::members(document)?;
-    let id = json::quoted(&mine.id);
-    let mut child = vec![("_id", id.as_str())];
-    // A deletion has no leaf that lives to be a child of where both are deleted: that was the same already.
-    child.push(("_rev", rev.as_str()));
+    let mut child = vec![("_id", id.as_str()), ("_rev", rev.as_str())];
     if mine.deleted {
         child.push(("_deleted", "true"));
     }
-    if let Some(inline) = &inline {
-        child.push(("_attachments", inline));
+    if let Some(attachments) = mine.attachments.filter(|_| !mine.deleted) {
+        child.push(("_attachments", attachments.get()));
     }
     child.extend(
         members
@@ -184,71 +264,92 @@ fn child(
             .filter(|(name, _)| !NOT_ITS_OWN.contains(&&**name))
             .map(|(name, value)| (&**name, value.get())),
     );
-    Ok(Some(json::object(child)))
+    Ok(json::object(child))
 }
 
-/// Whether two documents have the same members of their own, and attachments with the same bytes.
-fn is_same(one: &[u8], two: &[u8]) -> Result<bool> {
-    let own = |document| -> Result<BTreeMap<String, String>> {
-        Ok(json::members(document)?
-            .into_iter()
-            .filter(|(name, _)| !NOT_ITS_OWN.contains(&&**name))
-            .map(|(name, value)| (name.into_owned(), value.get().to_owned()))
-            .collect())
+/// Whether what wins in the target says the same as the archive's document.
+async fn is_same(
+    target: &Target,
+    document: &[u8],
+    there: &Value,
+    body_there: Option<&RawValue>,
+) -> Result<bool> {
+    let mine = envelope(document)?;
+    let Some(body) = body_there.filter(|_| !there.deleted) else {
+        return Ok(mine.deleted && there.deleted);
     };
-    let digests = |document| -> Result<BTreeMap<String, Option<String>>> {
-        let listed = attachments::listed(envelope(document)?.attachments)?;
-        Ok(listed
-            .into_iter()
-            .map(|(name, a)| (name, a.digest))
-            .collect())
-    };
-    Ok(own(one)? == own(two)? && digests(one)? == digests(two)?)
-}
-
-/// Attachments as an edit takes them. What is stored compressed is given as it was: the server compresses it again.
-fn inline(envelope: &Envelope<'_>, parts: &[&[u8]]) -> Result<Option<String>> {
-    let listed: Vec<(String, Attachment)> = attachments::listed(envelope.attachments)?;
-    if listed.is_empty() || envelope.deleted {
-        return Ok(None);
+    let body = body.get().as_bytes();
+    if mine.deleted || own(document)? != own(body)? {
+        return Ok(false);
     }
-    let mut objects = Vec::with_capacity(listed.len());
-    for ((name, attachment), bytes) in listed.iter().zip(parts) {
-        let kind = json::quoted(&attachment.content_type);
-        let bytes = match attachment.encoding.as_deref() {
-            None => bytes.to_vec(),
-            Some("gzip") => gunzipped(bytes, attachment.length)?,
-            Some(other) => {
-                return Err(bk_core::error::unsupported(format!(
-                    "attachment `{name}` is stored as `{other}`"
-                )));
-            }
+    let listed = attachments::listed(mine.attachments)?;
+    let listed_there = attachments::listed(envelope(body)?.attachments)?;
+    let names = |all: &[(String, Attachment)]| -> BTreeSet<String> {
+        all.iter().map(|(name, _)| name.clone()).collect()
+    };
+    if names(&listed) != names(&listed_there) {
+        return Ok(false);
+    }
+    if listed.iter().all(|(_, a)| a.digest.is_some()) {
+        let digests = |all: Vec<(String, Attachment)>| -> BTreeMap<String, Option<String>> {
+            all.into_iter().map(|(name, a)| (name, a.digest)).collect()
         };
-        let data = json::quoted(&BASE64_STANDARD.encode(bytes));
-        let object = json::object([("content_type", kind.as_str()), ("data", data.as_str())]);
-        objects.push((name.as_str(), String::from_utf8_lossy(&object).into_owned()));
+        return Ok(digests(listed) == digests(listed_there));
     }
-    let all = json::object(
-        objects
-            .iter()
-            .map(|(name, object)| (*name, object.as_str())),
-    );
-    Ok(Some(String::from_utf8_lossy(&all).into_owned()))
+    // Those of others came with their bytes alone.
+    Ok(data_of(document)? == data_in_target(target, &mine.id, &there.rev).await?)
 }
 
-fn gunzipped(bytes: &[u8], len: u64) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut out = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes)
-        .take(len + 1)
-        .read_to_end(&mut out)
-        .map_err(|e| Error::corrupt("an attachment cannot be unpacked").because(e))?;
-    if out.len() as u64 != len {
-        return Err(Error::corrupt(
-            "an attachment has another length than its document says",
-        ));
+/// A document's own members, without the white space between them.
+fn own(document: &[u8]) -> Result<BTreeMap<String, String>> {
+    Ok(json::members(document)?
+        .into_iter()
+        .filter(|(name, _)| !NOT_ITS_OWN.contains(&&**name))
+        .map(|(name, value)| (name.into_owned(), json::dense(value.get())))
+        .collect())
+}
+
+/// Attachments that stand in a document, as they are given.
+fn data_of(document: &[u8]) -> Result<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    let Some(raw) = envelope(document)?.attachments else {
+        return Ok(all);
+    };
+    for (name, raw) in json::members(raw.get().as_bytes())? {
+        let fields = json::members(raw.get().as_bytes())?;
+        let data = fields.iter().find(|(field, _)| field == "data");
+        all.insert(
+            name.into_owned(),
+            data.map_or(String::new(), |(_, data)| data.get().to_owned()),
+        );
     }
-    Ok(out)
+    Ok(all)
+}
+
+async fn data_in_target(target: &Target, id: &str, rev: &str) -> Result<BTreeMap<String, String>> {
+    let Some(path) = document_path(&target.database, id) else {
+        return Ok(BTreeMap::new());
+    };
+    let path = format!("{path}?attachments=true&rev={}", encoded(rev));
+    let answer = target.connection.ask(Method::GET, &path).await?;
+    if answer.status == 404 {
+        return Ok(BTreeMap::new());
+    }
+    data_of(&answer.good("comparing attachments")?.body)
+}
+
+/// The document at the beginning of a large member; the rest is passed over.
+async fn first_json(mut stream: BodyStream) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    while let Some(chunk) = stream.next().await? {
+        head.extend_from_slice(&chunk);
+        if let Some((json, _)) = attachments::json_of(&head)? {
+            let json = json.to_vec();
+            while stream.next().await?.is_some() {}
+            return Ok(json);
+        }
+    }
+    Err(Error::corrupt("a document with attachments was cut off"))
 }
 
 impl Restoring<'_> {
@@ -258,26 +359,30 @@ impl Restoring<'_> {
             return Ok(());
         }
         let mut winners: BTreeMap<String, Winners> = BTreeMap::new();
-        for stage in [Stage::Data, Stage::Finish] {
+        for stage in [Stage::Data, Stage::Large, Stage::Finish] {
             let members = input.look(stage).await?;
             while let Some(member) = members.next().await? {
                 self.cx.check_cancelled()?;
                 let (group, path) = (member.unit.0.clone(), member.path.to_string());
-                let is_merged = self.databases.get(&group).is_some_and(|d| d.merged);
-                let body = member.bytes().await?;
-                if !is_merged {
+                if self.databases.get(&group).is_none_or(|d| !d.merged) {
                     continue;
                 }
                 let winners = winners.entry(group).or_default();
+                let round = round_of(&path);
+                if let Body::Stream(stream) = member.body {
+                    winners.see(&first_json(stream).await?, 0)?;
+                    continue;
+                }
+                let body = member.bytes().await?;
                 match Kind::of(&path)? {
                     Kind::Framed => {
                         for framed in attachments::frames(&body)? {
-                            winners.see(framed.json)?;
+                            winners.see(framed.json, round)?;
                         }
                     }
                     Kind::Plain => {
                         for document in super::writing::documents(&body)? {
-                            winners.see(&document)?;
+                            winners.see(&document, round)?;
                         }
                     }
                     Kind::Definition | Kind::Security | Kind::Local => {}
@@ -313,7 +418,9 @@ impl Restoring<'_> {
         let Some((group, database)) = users else {
             return Ok(());
         };
-        if self.failed.contains(group) || self.broken.contains(group) {
+        // An archive without a single user is no reason to lock everybody out.
+        let is_partial = self.failed.contains(group) || self.broken.contains(group);
+        if is_partial || database.ids.is_empty() {
             return Ok(());
         }
         let group = group.clone();
@@ -326,7 +433,7 @@ impl Restoring<'_> {
         let strangers: Vec<Bytes> = rows
             .rows
             .into_iter()
-            .filter(|row| !database.ids.contains(&row.id) && row.id != AUTH_DESIGN)
+            .filter(|row| !database.ids.contains(&row.id) && !row.id.starts_with(DESIGN))
             .map(|row| {
                 serde_json::json!({ "_id": row.id, "_rev": row.value.rev, "_deleted": true })
                     .to_string()

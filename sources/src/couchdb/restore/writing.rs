@@ -16,6 +16,8 @@ use std::collections::HashMap;
 /// Documents of one request, and their bytes.
 const BATCH_DOCUMENTS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
+/// A document with larger attachments is sent alone.
+const INLINE_BYTES: usize = 256 << 10;
 /// How often a document with attachments is sent.
 const TRIES: u32 = 3;
 /// Refused documents that are named one by one.
@@ -37,6 +39,8 @@ pub struct Target {
     pub database: String,
     /// Whether it takes attachments as they are stored.
     pub is_full: bool,
+    /// Whether it holds what this restore did not write.
+    pub merged: bool,
 }
 
 /// What became of documents.
@@ -48,6 +52,8 @@ pub struct Written {
     pub refused: u64,
     /// Why, for the first of them.
     pub why: Vec<String>,
+    /// Edits that came too late: another leaf wins already.
+    pub conflicts: u64,
 }
 
 impl Written {
@@ -55,11 +61,13 @@ impl Written {
     pub fn add(&mut self, other: Self) {
         self.documents += other.documents;
         self.refused += other.refused;
+        self.conflicts += other.conflicts;
         let room = NAMED.saturating_sub(self.why.len());
         self.why.extend(other.why.into_iter().take(room));
     }
 
-    fn refuse(&mut self, leaf: &str, why: &str) {
+    /// One more that the server refuses.
+    pub fn refuse(&mut self, leaf: &str, why: &str) {
         self.refused += 1;
         if self.why.len() < NAMED {
             self.why.push(format!("{leaf}: {why}"));
@@ -110,17 +118,22 @@ impl Target {
                 .count()
                 .max(1);
             let (now, later) = rest.split_at(fit);
-            self.batch(now, &mut written).await?;
+            self.batch(now, true, &mut written).await?;
             rest = later;
         }
         Ok(written)
     }
 
     /// One request; where it is refused as a whole, its halves.
-    async fn batch(&self, documents: &[Bytes], written: &mut Written) -> Result<()> {
+    async fn batch(
+        &self,
+        documents: &[Bytes],
+        as_they_are: bool,
+        written: &mut Written,
+    ) -> Result<()> {
         let mut waiting = vec![documents];
         while let Some(documents) = waiting.pop() {
-            let answer = self.post(documents, true).await?;
+            let answer = self.post(documents, as_they_are).await?;
             match answer.status {
                 201 | 202 => self.look(&answer, documents.len(), written)?,
                 400 | 403 | 404 | 412 | 413 | 415 | 417 | 500 if documents.len() > 1 => {
@@ -180,6 +193,10 @@ impl Target {
         for failed in listed {
             let Some(error) = failed.error else { continue };
             refused += 1;
+            if error == "conflict" {
+                written.conflicts += 1;
+                continue;
+            }
             let reason = failed.reason.unwrap_or_default();
             let reason = reason
                 .as_str()
@@ -193,9 +210,30 @@ impl Target {
 
     /// Writes documents as edits of what is there.
     pub async fn edit(&self, documents: &[Bytes]) -> Result<Written> {
-        let answer = self.post(documents, false).await?.good(&self.doing())?;
         let mut written = Written::default();
-        self.look(&answer, documents.len(), &mut written)?;
+        for some in documents.chunks(BATCH_DOCUMENTS) {
+            self.batch(some, false, &mut written).await?;
+        }
+        Ok(written)
+    }
+
+    /// Writes a document as an edit of what is there, its attachments as they are stored.
+    pub async fn edit_framed(&self, json: &[u8], parts: &[&[u8]]) -> Result<Written> {
+        let mut written = Written::default();
+        let leaf = leaf(json)?;
+        let path = document_path(&self.database, &leaf.id)
+            .ok_or_else(|| unsupported(format!("no address can name {}", leaf.shown())))?;
+        let kind = format!(
+            "multipart/related; boundary=\"{}\"",
+            attachments::boundary(json)
+        );
+        let request = Request::new(Method::PUT, path).body(kind, attachments::frame(json, parts));
+        let answer = self.connection.send(&request).await?;
+        match answer.status {
+            200..=299 => written.documents += 1,
+            409 => written.conflicts += 1,
+            _ => written.refuse(&leaf.shown(), &answer.words()),
+        }
         Ok(written)
     }
 
@@ -218,16 +256,14 @@ impl Target {
             inline.push(Bytes::from(document));
         }
         written.add(self.write(&inline).await?);
-        if written.refused == 0 {
-            let expected = frames.iter().map(|framed| (framed.json, &framed.parts));
-            let expected = expected
-                .map(|(json, parts)| {
-                    let listed = parts.iter().map(|(name, a, _)| (name.clone(), a.clone()));
-                    Ok((leaf(json)?, listed.collect()))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            self.compare(&expected, &mut written).await?;
-        }
+        let expected = frames.iter().map(|framed| (framed.json, &framed.parts));
+        let expected = expected
+            .map(|(json, parts)| {
+                let listed = parts.iter().map(|(name, a, _)| (name.clone(), a.clone()));
+                Ok((leaf(json)?, listed.collect()))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.compare(&expected, &mut written).await?;
         Ok(written)
     }
 
@@ -281,7 +317,7 @@ impl Target {
     }
 
     /// A document whose attachments are not held: its frame goes as it comes.
-    pub async fn put_large(&self, len: u64, mut stream: BodyStream) -> Result<Written> {
+    pub async fn put_large(&self, len: u64, mut stream: BodyStream) -> Result<(Leaf, Written)> {
         let mut head = Vec::new();
         let json = loop {
             if let Some((json, _)) = attachments::json_of(&head)? {
@@ -303,7 +339,7 @@ impl Target {
                 &leaf.shown(),
                 "the server takes attachments in JSON alone, and these are too large for that",
             );
-            return Ok(written);
+            return Ok((leaf, written));
         }
         let (path, kind) = self.put_as(&leaf, &json)?;
         let first = futures::stream::once(async move { Ok(Bytes::from(head)) });
@@ -312,16 +348,26 @@ impl Target {
             Ok::<_, std::io::Error>(chunk.map(|chunk| (chunk, stream)))
         });
         let body = futures::StreamExt::chain(first, rest);
-        let answer = self.connection.put_stream(&path, &kind, len, body).await?;
+        let answer = match self.connection.put_stream(&path, &kind, len, body).await {
+            Ok(answer) => answer,
+            Err(error) if matches!(error.kind, ErrorKind::Auth | ErrorKind::Cancelled) => {
+                return Err(error);
+            }
+            Err(error) => {
+                written.refuse(&leaf.shown(), &error.to_string());
+                return Ok((leaf, written));
+            }
+        };
         match Self::acknowledged(&answer, &leaf) {
             Ok(true) => written.documents += 1,
             Ok(false) => written.refuse(&leaf.shown(), "the server did not acknowledge it"),
             Err(why) => written.refuse(&leaf.shown(), &why),
         }
         if written.refused == 0 {
-            self.compare(&[(leaf, listed)], &mut written).await?;
+            self.compare(&[(leaf.clone(), listed)], &mut written)
+                .await?;
         }
-        Ok(written)
+        Ok((leaf, written))
     }
 
     /// What the server has of attachments must be what was sent: bytes as they are stored, by digest and length.
@@ -385,7 +431,12 @@ impl Target {
                     self.is_full && (there.digest != sent.digest || there.length != sent.length)
                 })
             });
-            // A leaf that the target's own history has passed is no leaf any more.
+            if there.is_none() && written.refused == 0 && !self.merged {
+                written.documents = written.documents.saturating_sub(1);
+                written.refuse(&leaf.shown(), "it was acknowledged and is not there");
+                continue;
+            }
+            // In a database that is merged, a leaf that the target's own history has passed is no leaf any more.
             if let Some((name, _)) = differs
                 && there.is_some()
             {
@@ -410,10 +461,12 @@ fn named(document: &[u8]) -> String {
 
 /// Whether a server keeps what comes inline as it is.
 fn is_kept_inline(framed: &Framed<'_>) -> bool {
-    framed.parts.iter().all(|(_, attachment, _)| {
-        let kind = attachment.content_type.to_ascii_lowercase();
-        attachment.encoding.is_none() && !COMPRESSIBLE.iter().any(|begins| kind.starts_with(begins))
-    })
+    framed.whole.len() <= INLINE_BYTES
+        && framed.parts.iter().all(|(_, attachment, _)| {
+            let kind = attachment.content_type.to_ascii_lowercase();
+            attachment.encoding.is_none()
+                && !COMPRESSIBLE.iter().any(|begins| kind.starts_with(begins))
+        })
 }
 
 /// The document with its attachments in its JSON.

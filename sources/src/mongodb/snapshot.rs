@@ -7,7 +7,7 @@ use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::{self, Collection, Seen};
 use crate::mongodb::connection::{Connection, code};
 use crate::mongodb::metadata::Kind;
-use crate::mongodb::names::file_name;
+use crate::mongodb::names::{self, file_name};
 use crate::mongodb::restore::{SERVER_GROUP, USERS_UNIT};
 use crate::mongodb::server::Server;
 use crate::mongodb::{LAYOUT, Mongodb, Order, is_the_runs, mark, oplog};
@@ -371,15 +371,15 @@ impl MongodbSnapshot {
 
     /// A collection that was dropped, made anew, or whose options or indexes changed while it was read, is not what it was.
     async fn compare(&mut self, cx: &Context, writing: &mut Lined<'_>) -> Result<()> {
-        let mut now: BTreeMap<(String, String), Collection> = BTreeMap::new();
+        // Of 100,000 collections no more is held than is compared.
+        let mut now: BTreeMap<(String, String), Now> = BTreeMap::new();
         for database in &self.databases {
             let (found, _) =
                 catalogue::collections(&self.source.connection, database, &self.filter).await?;
-            now.extend(
-                found
-                    .into_iter()
-                    .map(|c| ((c.database.clone(), c.name.clone()), c)),
-            );
+            now.extend(found.into_iter().map(|c| {
+                let (stamp, temporary) = (c.stamp, c.temporary);
+                ((c.database, c.name), Now { stamp, temporary })
+            }));
         }
         let collections = self.collections.clone();
         let connection = self.source.connection.clone();
@@ -425,16 +425,16 @@ impl MongodbSnapshot {
                 .iter()
                 .map(|c| (c.database.as_str(), c.name.as_str()))
                 .collect();
-            let new = now
-                .values()
-                .filter(|c| !known.contains(&(c.database.as_str(), c.name.as_str())));
+            let new = now.iter().filter(|((database, name), there)| {
+                !there.temporary && !known.contains(&(database.as_str(), name.as_str()))
+            });
             // What others wrote at the same time is in the archive: without this one it shows no instant.
-            failed.extend(new.filter(|c| !c.temporary).map(|collection| {
+            failed.extend(new.map(|((database, name), _)| {
                 let why = format!(
-                    "`{}` was made while the others were read; repeat the backup",
-                    collection.full()
+                    "`{database}.{name}` was made while the others were read; repeat the backup"
                 );
-                (collection.unit(), Error::new(ErrorKind::Unreachable, why))
+                let unit = (names::part(database), names::part(name));
+                (unit, Error::new(ErrorKind::Unreachable, why))
             }));
         }
         for (unit, why) in failed {
@@ -444,6 +444,12 @@ impl MongodbSnapshot {
         }
         Ok(())
     }
+}
+
+/// A collection as it is at the end.
+struct Now {
+    stamp: u64,
+    temporary: bool,
 }
 
 fn changed(collection: &Collection) -> Error {

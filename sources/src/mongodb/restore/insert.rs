@@ -9,7 +9,7 @@ use mongodb::bson::{Bson, Document};
 use std::time::Duration;
 
 /// A batch is no larger, however much the server takes.
-const BATCH_MAX_BYTES: usize = 8 << 20;
+const BATCH_MAX_BYTES: usize = 4 << 20;
 /// What a command has besides its documents.
 const COMMAND_BYTES: usize = 1 << 10;
 /// What each document costs in an array besides itself.

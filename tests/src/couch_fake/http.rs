@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -154,12 +154,21 @@ async fn answer(
         authorization: header(AUTHORIZATION),
         body: Bytes::new(),
     };
+    let is_gzip = header(CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip");
     asked.body = request
         .into_body()
         .collect()
         .await
         .map_err(std::io::Error::other)?
         .to_bytes();
+    if is_gzip {
+        let mut plain = Vec::new();
+        std::io::Read::read_to_end(
+            &mut flate2::read::GzDecoder::new(&asked.body[..]),
+            &mut plain,
+        )?;
+        asked.body = plain.into();
+    }
     let mut site = site
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -28,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(25);
 const PATIENCE: Duration = Duration::from_mins(3);
 /// The same of the first one: nobody may be there.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
+/// The same of one that answers that it is busy.
+const BUSY_PATIENCE: Duration = Duration::from_secs(20);
 /// How often a body that is read as it comes is begun.
 const OPEN_TRIES: u32 = 6;
 /// An internal error may pass, or be the fault of what was sent.
@@ -292,6 +294,8 @@ enum Tried {
     Answered(Answer),
     /// It may go well another time; the server may have said when.
     Again(String, Option<Duration>),
+    /// Nobody answered, or not to the end.
+    Broken(String),
 }
 
 impl Connection {
@@ -312,6 +316,7 @@ impl Connection {
         let mut internal = 0;
         loop {
             let begun = tokio::time::Instant::now();
+            let mut patience = self.patience;
             let (why, asked) = match self.one_try(request).await? {
                 Tried::Answered(answer) if answer.status == 500 => {
                     internal += 1;
@@ -321,9 +326,14 @@ impl Connection {
                     (answer.words(), None)
                 }
                 Tried::Answered(answer) => return Ok(answer),
-                Tried::Again(why, asked) => (why, asked),
+                Tried::Again(why, asked) => {
+                    // Whoever answers is there.
+                    patience = patience.max(BUSY_PATIENCE);
+                    (why, asked)
+                }
+                Tried::Broken(why) => (why, None),
             };
-            if waited >= self.patience {
+            if waited >= patience {
                 let times = if waited < Duration::from_secs(1) {
                     String::new()
                 } else {
@@ -347,7 +357,7 @@ impl Connection {
     pub async fn send_once(&self, request: &Request) -> Result<Answer> {
         match self.one_try(request).await? {
             Tried::Answered(answer) => Ok(answer),
-            Tried::Again(why, _) => Err(Error::new(
+            Tried::Again(why, _) | Tried::Broken(why) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("{}: {why}", self.place),
             )),
@@ -393,7 +403,7 @@ impl Connection {
                         .map_err(|e| self.broken(&e))?;
                     match self.look(answer, None)? {
                         Tried::Answered(answer) => return Err(answer.refusal(doing)),
-                        Tried::Again(why, _) => why,
+                        Tried::Again(why, _) | Tried::Broken(why) => why,
                     }
                 }
                 Ok(Err(error)) => chain(&error),
@@ -450,7 +460,7 @@ impl Connection {
         {
             Ok(response) => response,
             Err(error) if is_hopeless(&error) => return Err(self.broken(&error)),
-            Err(error) => return Ok(Tried::Again(chain(&error), None)),
+            Err(error) => return Ok(Tried::Broken(chain(&error))),
         };
         let asked = response
             .headers()
@@ -461,7 +471,7 @@ impl Connection {
             Ok(answer) => answer,
             Err(error) => {
                 let why = format!("an answer was cut off: {}", chain(&error));
-                return Ok(Tried::Again(why, None));
+                return Ok(Tried::Broken(why));
             }
         };
         self.look(answer, asked)
@@ -520,7 +530,7 @@ impl Connection {
             .map_err(|e| self.broken(&e))?;
         match self.look(answer, None)? {
             Tried::Answered(answer) => Ok(answer),
-            Tried::Again(why, _) => Err(Error::new(
+            Tried::Again(why, _) | Tried::Broken(why) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("{}: {why}", self.place),
             )),

@@ -123,18 +123,11 @@ impl Couchdb {
         parsed.token = parsed
             .token
             .map(|secret| secret.relative_to(&settings.folder));
-        for (key, list) in [
-            ("databases", &parsed.databases),
-            ("exclude", &parsed.exclude),
-        ] {
-            if list.as_ref().is_some_and(Vec::is_empty) {
-                return Err(settings.fault(
-                    key,
-                    "is an empty list",
-                    Some("leave the line out to have all, or name what you mean"),
-                ));
-            }
-        }
+        let filter = DatabaseFilter::from_settings(
+            settings,
+            parsed.databases.as_ref(),
+            parsed.exclude.as_ref(),
+        )?;
         for (key, number) in [
             ("parallel", u16::from(parsed.parallel)),
             ("list_mib", parsed.list_mib),
@@ -149,10 +142,6 @@ impl Couchdb {
         if parsed.user.is_some() && parsed.token.is_some() {
             return Err(settings.fault("token", "stands beside `user`", Some("use one of them")));
         }
-        let filter = DatabaseFilter::new(parsed.databases.clone(), parsed.exclude.clone())
-            .map_err(|e| {
-                settings.fault("databases", format!("has a glob that is none: {e}"), None)
-            })?;
         let access = Access::new(&parsed)
             .map_err(|why| settings.fault("url", why, Some("write http://HOST:5984")))?;
         Ok(Self {

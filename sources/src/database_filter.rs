@@ -1,6 +1,7 @@
 //! Which databases and what in them the settings of a source select, as globs.
 
 use bk_core::error::{Result, not_found};
+use bk_core::settings::Settings;
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::{Value, json};
 
@@ -38,6 +39,25 @@ impl DatabaseFilter {
                 .unwrap_or_default(),
             words: (databases, exclude),
         })
+    }
+
+    /// From the settings `databases` and `exclude`; an empty list or a glob that is none is a fault of theirs.
+    pub fn from_settings(
+        settings: &Settings,
+        databases: Option<&Vec<String>>,
+        exclude: Option<&Vec<String>>,
+    ) -> Result<Self> {
+        for (key, list) in [("databases", databases), ("exclude", exclude)] {
+            if list.is_some_and(Vec::is_empty) {
+                return Err(settings.fault(
+                    key,
+                    "is an empty list",
+                    Some("leave the line out to have all, or name what you mean"),
+                ));
+            }
+        }
+        Self::new(databases.cloned(), exclude.cloned())
+            .map_err(|e| settings.fault("databases", format!("has a glob that is none: {e}"), None))
     }
 
     /// As it goes into the facts.

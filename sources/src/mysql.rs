@@ -186,18 +186,11 @@ impl Mysql {
         let mut parsed: MysqlSettings = settings.parse()?;
         parsed.socket = parsed.socket.map(|path| settings.path(&path));
         parsed.ca = parsed.ca.map(|path| settings.path(&path));
-        for (key, list) in [
-            ("databases", &parsed.databases),
-            ("exclude", &parsed.exclude),
-        ] {
-            if list.as_ref().is_some_and(Vec::is_empty) {
-                return Err(settings.fault(
-                    key,
-                    "is an empty list",
-                    Some("leave the line out to have all, or name what you mean"),
-                ));
-            }
-        }
+        let filter = catalogue::Filter(DatabaseFilter::from_settings(
+            settings,
+            parsed.databases.as_ref(),
+            parsed.exclude.as_ref(),
+        )?);
         if parsed.parallel == 0 {
             return Err(settings.fault("parallel", "is 0", Some("use 1 or more")));
         }
@@ -215,11 +208,6 @@ impl Mysql {
                 Some("name the server's authority in `ca`, or set tls = \"verify\""),
             ));
         }
-        let filter = DatabaseFilter::new(parsed.databases.clone(), parsed.exclude.clone())
-            .map(catalogue::Filter)
-            .map_err(|e| {
-                settings.fault("databases", format!("has a glob that is none: {e}"), None)
-            })?;
         Ok(Self {
             access: Access::new(&parsed),
             settings: parsed,

@@ -7,6 +7,7 @@
 use crate::couchdb::connection::{Connection, SILENCE_LIMIT};
 use crate::couchdb::revision::Envelope;
 use bk_core::error::{Error, ErrorKind, Result};
+use bk_core::source::BodyStream;
 use bytes::Bytes;
 use reqwest::Response;
 use serde::Deserialize;
@@ -183,6 +184,18 @@ pub fn json_of(bytes: &[u8]) -> Result<Option<(&[u8], usize)>> {
         JsonLen::More => Ok(None),
         JsonLen::None => Err(damaged()),
     }
+}
+
+/// The JSON of a frame that comes as it is read, and all that was read for it.
+pub async fn head_of(stream: &mut BodyStream) -> Result<(Vec<u8>, Vec<u8>)> {
+    let mut head = Vec::new();
+    while let Some(chunk) = stream.next().await? {
+        head.extend_from_slice(&chunk);
+        if let Some((json, _)) = json_of(&head)? {
+            return Ok((json.to_vec(), head));
+        }
+    }
+    Err(Error::corrupt("a document with attachments was cut off"))
 }
 
 fn first_frame(bytes: &[u8]) -> Result<Framed<'_>> {

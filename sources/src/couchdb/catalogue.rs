@@ -198,7 +198,7 @@ pub async fn security(connection: &Connection, database: &str) -> Result<Bytes> 
     Ok(answer.body.slice_ref(text))
 }
 
-/// Makes a database; says whether it was there already.
+/// The request that makes a database.
 pub fn creation(definition: &Definition, database: &str, n: Option<u8>, is_full: bool) -> Request {
     let mut path = format!("/{}", encoded(database));
     if is_full {

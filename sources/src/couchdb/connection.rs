@@ -389,7 +389,9 @@ impl Connection {
     pub async fn open(&self, path: &str, accept: &'static str, doing: &str) -> Result<Response> {
         let request = Request::new(Method::GET, path).accept(accept);
         let mut wait = FIRST_WAIT;
-        for n in 1.. {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let sent = self.built(&self.patient, &request).send();
             let why = match self
                 .unless_stopped(tokio::time::timeout(SILENCE_LIMIT, sent))
@@ -409,14 +411,13 @@ impl Connection {
                 Ok(Err(error)) => chain(&error),
                 Err(_) => "the server did not answer in time".into(),
             };
-            if n == OPEN_TRIES {
+            if tries == OPEN_TRIES {
                 let why = format!("{doing}: {why}");
                 return Err(Error::new(ErrorKind::Unreachable, why));
             }
             self.pause(wait).await?;
             wait = wait.mul_f64(WAIT_FACTOR * 2.0).min(LONGEST_WAIT);
         }
-        unreachable!("the loop ends by itself")
     }
 
     /// Sends a body that is made while it is sent, once.

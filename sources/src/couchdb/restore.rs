@@ -55,8 +55,6 @@ pub async fn restore(
 struct Database {
     target: Target,
     definition: Definition,
-    /// Whether it stands there with what it had.
-    merged: bool,
     /// For one that is merged: the winner of each document in the archive.
     winners: Option<Arc<Winners>>,
     /// For `_users`: documents of the archive.
@@ -217,24 +215,26 @@ impl<'a> Restoring<'a> {
             let definition = serde_json::from_slice(&body)
                 .map_err(|e| Error::corrupt(format!("`{path}` cannot be read")).because(e))?;
             self.count(&group, Stage::Schema, (1, 0, body.len() as u64));
-            let target = Target {
-                connection: self.connection.clone(),
-                database: self.database(&group),
-                is_full: self.is_full,
-                merged: false,
-            };
-            self.databases.insert(
-                group,
-                Database {
-                    target,
-                    definition,
-                    merged: false,
-                    winners: None,
-                    ids: BTreeSet::new(),
-                },
-            );
+            self.add(group, definition);
         }
         Ok(())
+    }
+
+    /// Takes a database in.
+    fn add(&mut self, group: String, definition: Definition) {
+        let target = Target {
+            connection: self.connection.clone(),
+            database: self.database(&group),
+            is_full: self.is_full,
+            merged: false,
+        };
+        let database = Database {
+            target,
+            definition,
+            winners: None,
+            ids: BTreeSet::new(),
+        };
+        self.databases.insert(group, database);
     }
 
     /// Before anything is written: what must not be.
@@ -277,13 +277,12 @@ impl<'a> Restoring<'a> {
                 databases::make_anew(&self.connection, &database.definition, how).await?;
             } else {
                 databases::make_if_missing(&self.connection, &database.definition, how).await?;
-                database.merged = is_there;
                 database.target.merged = is_there;
                 if is_there && self.failed.contains(group) {
                     self.tally.kept.push(name.clone());
                 }
             }
-            if self.is_full && !database.merged {
+            if self.is_full && !database.target.merged {
                 refused.extend(
                     catalogue::set_limits(&self.connection, &database.definition, &name).await?,
                 );

@@ -3,7 +3,7 @@
 //!
 //! The first pass reads all of it and writes nothing: what was cut off is found there. Documents travel as the JSON that stands there.
 
-use super::{Database, Done, Restoring, USERS};
+use super::{Done, Restoring, USERS};
 use crate::couchdb::catalogue::{self, Definition};
 use crate::couchdb::documents::leaf_of;
 use crate::couchdb::json;
@@ -17,7 +17,7 @@ use bk_core::context::Context;
 use bk_core::error::{Error, Result};
 use bk_core::source::{Body, Candidate, Claim, Input, Kind, Member, RestoreOptions, Stage, Tally};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What goes to the server together.
 const BLOCK_BYTES: usize = 4 << 20;
@@ -249,32 +249,21 @@ impl Restoring<'_> {
                 }
             }
             self.count(&group, Stage::Schema, (1, 0, 0));
-            let target = Target {
-                connection: self.connection.clone(),
-                database: self.database(&group),
-                is_full: self.is_full,
-                merged: false,
-            };
             let definition = Definition {
-                name: target.database.clone(),
+                name: self.database(&group),
                 ..Definition::default()
             };
-            self.databases.insert(
-                group,
-                Database {
-                    target,
-                    definition,
-                    merged: false,
-                    winners: None,
-                    ids: BTreeSet::new(),
-                },
-            );
+            self.add(group, definition);
         }
         Ok(())
     }
 
     async fn find_winners_of_others(&mut self, input: &Input) -> Result<()> {
-        if self.databases.values().all(|database| !database.merged) {
+        if self
+            .databases
+            .values()
+            .all(|database| !database.target.merged)
+        {
             return Ok(());
         }
         let mut winners: BTreeMap<String, Winners> = BTreeMap::new();
@@ -295,7 +284,7 @@ impl Restoring<'_> {
         }
         for (group, winners) in winners {
             if let Some(database) = self.databases.get_mut(&group)
-                && database.merged
+                && database.target.merged
             {
                 database.winners = Some(winners.into());
             }

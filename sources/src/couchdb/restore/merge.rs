@@ -11,7 +11,7 @@ use crate::couchdb::member::Kind;
 use crate::couchdb::revision::{DESIGN, Envelope, Leaf};
 use bk_core::error::{Error, Result};
 use bk_core::name::hash64;
-use bk_core::source::{Body, BodyStream, Existing, Input, Stage};
+use bk_core::source::{Body, Existing, Input, Stage};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -242,7 +242,6 @@ async fn settle_some<'a>(
 fn refused_of(edited: Written, written: &mut Written) {
     written.add(Written {
         documents: 0,
-        conflicts: 0,
         ..edited
     });
 }
@@ -338,24 +337,14 @@ async fn data_in_target(target: &Target, id: &str, rev: &str) -> Result<BTreeMap
     data_of(&answer.good("comparing attachments")?.body)
 }
 
-/// The document at the beginning of a large member; the rest is passed over.
-async fn first_json(mut stream: BodyStream) -> Result<Vec<u8>> {
-    let mut head = Vec::new();
-    while let Some(chunk) = stream.next().await? {
-        head.extend_from_slice(&chunk);
-        if let Some((json, _)) = attachments::json_of(&head)? {
-            let json = json.to_vec();
-            while stream.next().await?.is_some() {}
-            return Ok(json);
-        }
-    }
-    Err(Error::corrupt("a document with attachments was cut off"))
-}
-
 impl Restoring<'_> {
     /// Winners of the archive, for databases that are merged: a look at all documents before the first is written.
     pub(super) async fn find_winners(&mut self, input: &Input) -> Result<()> {
-        if self.databases.values().all(|database| !database.merged) {
+        if self
+            .databases
+            .values()
+            .all(|database| !database.target.merged)
+        {
             return Ok(());
         }
         let mut winners: BTreeMap<String, Winners> = BTreeMap::new();
@@ -364,13 +353,15 @@ impl Restoring<'_> {
             while let Some(member) = members.next().await? {
                 self.cx.check_cancelled()?;
                 let (group, path) = (member.unit.0.clone(), member.path.to_string());
-                if self.databases.get(&group).is_none_or(|d| !d.merged) {
+                if self.databases.get(&group).is_none_or(|d| !d.target.merged) {
                     continue;
                 }
                 let winners = winners.entry(group).or_default();
                 let round = round_of(&path);
-                if let Body::Stream(stream) = member.body {
-                    winners.see(&first_json(stream).await?, 0)?;
+                if let Body::Stream(mut stream) = member.body {
+                    let (json, _) = attachments::head_of(&mut stream).await?;
+                    while stream.next().await?.is_some() {}
+                    winners.see(&json, 0)?;
                     continue;
                 }
                 let body = member.bytes().await?;
@@ -414,7 +405,7 @@ impl Restoring<'_> {
         let users = self
             .databases
             .iter()
-            .find(|(_, d)| d.target.database == USERS && d.merged);
+            .find(|(_, d)| d.target.database == USERS && d.target.merged);
         let Some((group, database)) = users else {
             return Ok(());
         };

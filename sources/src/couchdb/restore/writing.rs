@@ -52,8 +52,6 @@ pub struct Written {
     pub refused: u64,
     /// Why, for the first of them.
     pub why: Vec<String>,
-    /// Edits that came too late: another leaf wins already.
-    pub conflicts: u64,
 }
 
 impl Written {
@@ -61,7 +59,6 @@ impl Written {
     pub fn add(&mut self, other: Self) {
         self.documents += other.documents;
         self.refused += other.refused;
-        self.conflicts += other.conflicts;
         let room = NAMED.saturating_sub(self.why.len());
         self.why.extend(other.why.into_iter().take(room));
     }
@@ -193,8 +190,8 @@ impl Target {
         for failed in listed {
             let Some(error) = failed.error else { continue };
             refused += 1;
+            // An edit that came too late: who asked for it looks again.
             if error == "conflict" {
-                written.conflicts += 1;
                 continue;
             }
             let reason = failed.reason.unwrap_or_default();
@@ -221,17 +218,13 @@ impl Target {
     pub async fn edit_framed(&self, json: &[u8], parts: &[&[u8]]) -> Result<Written> {
         let mut written = Written::default();
         let leaf = leaf(json)?;
-        let path = document_path(&self.database, &leaf.id)
-            .ok_or_else(|| unsupported(format!("no address can name {}", leaf.shown())))?;
-        let kind = format!(
-            "multipart/related; boundary=\"{}\"",
-            attachments::boundary(json)
-        );
+        let (path, kind) = self.put_as(&leaf, json)?;
         let request = Request::new(Method::PUT, path).body(kind, attachments::frame(json, parts));
         let answer = self.connection.send(&request).await?;
         match answer.status {
             200..=299 => written.documents += 1,
-            409 => written.conflicts += 1,
+            // It came too late: who asked for it looks again.
+            409 => {}
             _ => written.refuse(&leaf.shown(), &answer.words()),
         }
         Ok(written)
@@ -271,6 +264,7 @@ impl Target {
     async fn put(&self, framed: &Framed<'_>, member: &Bytes, written: &mut Written) -> Result<()> {
         let leaf = leaf(framed.json)?;
         let (path, kind) = self.put_as(&leaf, framed.json)?;
+        let path = format!("{path}?new_edits=false");
         let request = Request::new(Method::PUT, path).body(kind, member.slice_ref(framed.whole));
         for _ in 0..TRIES {
             let answer = self.connection.send(&request).await?;
@@ -297,7 +291,7 @@ impl Target {
             "multipart/related; boundary=\"{}\"",
             attachments::boundary(json)
         );
-        Ok((format!("{path}?new_edits=false"), kind))
+        Ok((path, kind))
     }
 
     /// Whether the server says that it has this very leaf; why it refuses it.
@@ -318,16 +312,7 @@ impl Target {
 
     /// A document whose attachments are not held: its frame goes as it comes.
     pub async fn put_large(&self, len: u64, mut stream: BodyStream) -> Result<(Leaf, Written)> {
-        let mut head = Vec::new();
-        let json = loop {
-            if let Some((json, _)) = attachments::json_of(&head)? {
-                break json.to_vec();
-            }
-            match stream.next().await? {
-                Some(chunk) => head.extend_from_slice(&chunk),
-                None => return Err(Error::corrupt("a document with attachments was cut off")),
-            }
-        };
+        let (json, head) = attachments::head_of(&mut stream).await?;
         let leaf = leaf(&json)?;
         let envelope: Envelope<'_> = serde_json::from_slice(&json)
             .map_err(|e| Error::corrupt("a document cannot be read").because(e))?;
@@ -342,6 +327,7 @@ impl Target {
             return Ok((leaf, written));
         }
         let (path, kind) = self.put_as(&leaf, &json)?;
+        let path = format!("{path}?new_edits=false");
         let first = futures::stream::once(async move { Ok(Bytes::from(head)) });
         let rest = futures::stream::try_unfold(stream, |mut stream| async move {
             let chunk = stream.next().await.map_err(std::io::Error::other)?;

@@ -25,12 +25,12 @@ pub struct Runs<T> {
 pub type Run<T> = VecDeque<T>;
 
 impl<T> Runs<T> {
-    /// Cuts units, which are sorted by name, into runs.
-    pub fn new(units: impl IntoIterator<Item = T>, name: impl Fn(&T) -> &str) -> Self {
+    /// Cuts units, which are sorted by name, into runs: before which of them there is a border, `border_before` says by its name.
+    pub fn new(units: impl IntoIterator<Item = T>, border: impl Fn(&T) -> bool) -> Self {
         let mut waiting: VecDeque<Run<T>> = VecDeque::new();
         for unit in units {
             match waiting.back_mut() {
-                Some(run) if !border_before(name(&unit)) => run.push_back(unit),
+                Some(run) if !border(&unit) => run.push_back(unit),
                 _ => waiting.push_back(Run::from([unit])),
             }
         }

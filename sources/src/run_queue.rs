@@ -12,10 +12,10 @@ pub struct RunQueue<T> {
 }
 
 impl<T> RunQueue<T> {
-    /// Of units that are sorted by name.
-    pub fn new(units: impl IntoIterator<Item = T>, name: impl Fn(&T) -> &str) -> Self {
+    /// Of units that are sorted by name, with a border before some (`bk_core::runs::border_before`).
+    pub fn new(units: impl IntoIterator<Item = T>, border: impl Fn(&T) -> bool) -> Self {
         Self {
-            runs: Runs::new(units, name),
+            runs: Runs::new(units, border),
             busy: AtomicUsize::new(0),
             changed: Notify::new(),
         }

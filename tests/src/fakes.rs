@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::{ArchiveName, MemberPath};
-use bk_core::runs::{RUN_SPLIT_BYTES, Runs};
+use bk_core::runs::{RUN_SPLIT_BYTES, Runs, border_before};
 use bk_core::sink::{
     Abilities, ByteStream, Filter, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored, Upload,
     Was,
@@ -612,7 +612,7 @@ impl Snapshot for FakeSnapshot {
             .iter()
             .map(|unit| (format!("{}/{}", unit.0.0, unit.0.1), unit.clone()))
             .collect();
-        let runs = Arc::new(Runs::new(named, |(name, _)| name.as_str()));
+        let runs = Arc::new(Runs::new(named, |(name, _)| border_before(name)));
         let mut workers = Vec::new();
         for worker in 0..self.source.workers {
             let (runs, out, source) = (runs.clone(), out.clone(), self.source.clone());

@@ -466,7 +466,7 @@ impl Claimed {
             instance: instance.into(),
             facts: Facts::default(),
             unit_names: Arc::default(),
-            counts: self.counts(),
+            counts: Arc::new(self.counts()),
             failed: Vec::new(),
             from: super::input::From::Foreign(self.clone()),
             delivered,

@@ -18,17 +18,22 @@ pub struct Selected {
     pub picked: Vec<Picked>,
     /// Units that were left out although their group is taken, with the reason.
     pub skipped: Vec<(String, String)>,
-    units: Vec<Unit>,
+    /// Group and name of each unit, by number.
     names: Arc<Vec<(String, String)>>,
-    counts: Vec<(u32, UnitCount)>,
+    /// Instance of each unit, by number.
+    instances: Vec<Arc<str>>,
+    counts: Vec<Counted>,
     failed: BTreeMap<String, Vec<(String, String)>>,
     groups: BTreeMap<(String, String), Group>,
 }
 
-struct Unit {
-    instance: String,
-    group: String,
-    name: String,
+/// What a unit has in a stage.
+struct Counted {
+    unit: u32,
+    stage: Stage,
+    members: u64,
+    rows: u64,
+    bytes: u64,
 }
 
 /// What of a group is selected.
@@ -43,9 +48,10 @@ struct Group {
 #[derive(Default)]
 struct Gathering {
     ids: HashMap<(String, String, String), u32>,
-    units: Vec<Unit>,
+    names: Vec<(String, String)>,
+    instances: Vec<Arc<str>>,
     picked: Vec<Picked>,
-    lines: Vec<(u32, UnitLine)>,
+    counts: Vec<Counted>,
     groups: BTreeMap<(String, String), Group>,
     failed: HashSet<u32>,
     failed_names: BTreeMap<String, Vec<(String, String)>>,
@@ -80,12 +86,11 @@ impl Gathering {
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
-        let id = self.units.len() as u32;
-        self.units.push(Unit {
-            instance: key.0.clone(),
-            group: key.1.clone(),
-            name: key.2.clone(),
-        });
+        let id = self.names.len() as u32;
+        self.names.push((key.1.clone(), key.2.clone()));
+        let same = self.instances.last().filter(|of| ***of == key.0);
+        let of = same.cloned().unwrap_or_else(|| key.0.as_str().into());
+        self.instances.push(of);
         self.ids.insert(key, id);
         id
     }
@@ -133,34 +138,32 @@ impl Gathering {
                     .or_default()
                     .push((line.group.clone(), line.name.clone()));
             }
-            self.lines.push((id, line));
+            self.counts.push(Counted {
+                unit: id,
+                stage: line.stage,
+                members: line.members,
+                rows: line.rows,
+                bytes: line.bytes,
+            });
         }
     }
 
     fn finish(mut self) -> Selected {
-        let taken: HashSet<u32> = self
-            .units
-            .iter()
-            .enumerate()
-            .filter(|(id, unit)| {
-                let group = self
-                    .groups
-                    .get(&(unit.instance.clone(), unit.group.clone()));
+        self.ids = HashMap::new();
+        let taken: HashSet<u32> = (0..self.names.len())
+            .filter(|id| {
+                let key = (self.instances[*id].to_string(), self.names[*id].0.clone());
+                let group = self.groups.get(&key);
                 group.is_some_and(|g| g.taken) && !self.failed.contains(&(*id as u32))
             })
-            .map(|(id, _)| id as u32)
+            .map(|id| id as u32)
             .collect();
         for block in &mut self.picked {
             block.ranges.retain(|(unit, _, _)| taken.contains(unit));
         }
         self.picked.retain(|block| !block.ranges.is_empty());
         self.picked.sort_by_key(|block| block.n);
-        let counts = self
-            .lines
-            .iter()
-            .filter(|(id, _)| taken.contains(id))
-            .map(|(id, line)| (*id, count(line)))
-            .collect();
+        self.counts.retain(|count| taken.contains(&count.unit));
         let skipped = self
             .failed_names
             .iter()
@@ -173,41 +176,28 @@ impl Gathering {
                 })
             })
             .collect();
-        let names = Arc::new(
-            self.units
-                .iter()
-                .map(|u| (u.group.clone(), u.name.clone()))
-                .collect(),
-        );
         Selected {
             picked: self.picked,
             skipped,
-            units: self.units,
-            names,
-            counts,
+            names: Arc::new(self.names),
+            instances: self.instances,
+            counts: self.counts,
             failed: self.failed_names,
             groups: self.groups,
         }
     }
 }
 
-fn count(line: &UnitLine) -> UnitCount {
-    UnitCount {
-        group: line.group.clone(),
-        name: line.name.clone(),
-        stage: line.stage,
-        members: line.members,
-        rows: line.rows,
-        bytes: line.bytes,
-    }
-}
-
 impl Selected {
     /// Whether anything of this instance is selected.
     pub fn has_instance(&self, instance: &str) -> bool {
+        self.counted(instance).next().is_some()
+    }
+
+    fn counted<'a>(&'a self, instance: &'a str) -> impl Iterator<Item = &'a Counted> {
         self.counts
             .iter()
-            .any(|(id, _)| self.units[*id as usize].instance == instance)
+            .filter(move |count| *self.instances[count.unit as usize] == *instance)
     }
 
     /// Selected groups and units, as a source and its mark need them.
@@ -240,7 +230,7 @@ impl Selected {
             block
                 .ranges
                 .first()
-                .is_some_and(|(unit, _, _)| self.units[*unit as usize].instance == instance)
+                .is_some_and(|(unit, _, _)| *self.instances[*unit as usize] == *instance)
         })
     }
 
@@ -262,7 +252,7 @@ impl Selected {
             instance: instance.into(),
             facts,
             unit_names: self.unit_names(),
-            counts: self.counts_of(instance),
+            counts: Arc::new(self.counts_of(instance)),
             failed: self.failed_of(instance),
             from: crate::restore::input::From::Archive(copies, picked),
             delivered,
@@ -271,20 +261,24 @@ impl Selected {
 
     /// Counts per unit and stage.
     pub fn counts_of(&self, instance: &str) -> Vec<UnitCount> {
-        self.counts
-            .iter()
-            .filter(|(id, _)| self.units[*id as usize].instance == instance)
-            .map(|(_, count)| count.clone())
-            .collect()
+        let of = self.counted(instance).map(|count| {
+            let (group, name) = self.names[count.unit as usize].clone();
+            UnitCount {
+                group,
+                name,
+                stage: count.stage,
+                members: count.members,
+                rows: count.rows,
+                bytes: count.bytes,
+            }
+        });
+        of.collect()
     }
 
     /// Members and bytes per unit and stage.
     pub fn declared(&self, instance: &str) -> HashMap<(u32, Stage), (u64, u64)> {
-        let of = self
-            .counts
-            .iter()
-            .filter(|(id, _)| self.units[*id as usize].instance == instance);
-        of.map(|(id, count)| ((*id, count.stage), (count.members, count.bytes)))
+        self.counted(instance)
+            .map(|count| ((count.unit, count.stage), (count.members, count.bytes)))
             .collect()
     }
 
@@ -297,12 +291,8 @@ impl Selected {
     pub fn totals_of(&self, instance: &str) -> Totals {
         let mut totals = Totals::default();
         let mut seen = HashSet::new();
-        for (id, count) in self
-            .counts
-            .iter()
-            .filter(|(id, _)| self.units[*id as usize].instance == instance)
-        {
-            if !count.name.is_empty() && seen.insert(*id) {
+        for count in self.counted(instance) {
+            if !self.names[count.unit as usize].1.is_empty() && seen.insert(count.unit) {
                 totals.units += 1;
             }
             totals.members += count.members;
@@ -319,9 +309,9 @@ impl Selected {
 
     /// `group/unit` by number.
     pub fn unit_name(&self, id: u32) -> String {
-        self.units
+        self.names
             .get(id as usize)
-            .map(|u| format!("{}/{}", u.group, u.name))
+            .map(|(group, name)| format!("{group}/{name}"))
             .unwrap_or_default()
     }
 
@@ -331,17 +321,13 @@ impl Selected {
             .picked
             .iter()
             .filter(|block| blocks.contains(&block.n))
-            .flat_map(|block| {
-                block
-                    .ranges
-                    .iter()
-                    .map(|(unit, _, _)| &self.units[*unit as usize])
-            })
+            .flat_map(|block| block.ranges.iter().map(|(unit, _, _)| *unit as usize))
             .map(|unit| {
-                if unit.name.is_empty() {
-                    format!("{}/{}", unit.instance, unit.group)
+                let (instance, (group, name)) = (&self.instances[unit], &self.names[unit]);
+                if name.is_empty() {
+                    format!("{instance}/{group}")
                 } else {
-                    format!("{}/{}/{}", unit.instance, unit.group, unit.name)
+                    format!("{instance}/{group}/{name}")
                 }
             })
             .collect();

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
 use bk_core::name::{MemberPath, hash64};
-use bk_core::runs::{RUN_SPLIT_BYTES, Run};
+use bk_core::runs::{RUN_SPLIT_BYTES, Run, border_before};
 use bk_core::source::{Counted, Facts, Lane, Meta, Output, PointInTime, Snapshot, Stage};
 use bk_core::unfinished::Unfinished;
 use bytes::Bytes;
@@ -273,7 +273,7 @@ impl CouchdbSnapshot {
             cx: cx.clone(),
             out: out.clone(),
             reading: self.reading.clone(),
-            queue: Arc::new(RunQueue::new(named, |(name, _)| name)),
+            queue: Arc::new(RunQueue::new(named, |(name, _)| border_before(name))),
             ended: Arc::default(),
         };
         let mut tasks = JoinSet::new();

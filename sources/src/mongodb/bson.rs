@@ -242,6 +242,9 @@ pub fn id(document: &[u8]) -> Option<&[u8]> {
     find(document, ID).map(|element| element.whole)
 }
 
+/// A document without elements.
+pub const EMPTY: &[u8] = &[5, 0, 0, 0, 0];
+
 /// A document that is being written.
 #[derive(Clone, Debug)]
 pub struct Writing(Vec<u8>);

@@ -2,12 +2,13 @@
 
 use crate::database_filter::DatabaseFilter;
 use crate::mongodb::bson::{self, Writing};
-use crate::mongodb::connection::{Connection, Failure};
+use crate::mongodb::connection::{Connection, Failure, documents_of};
 use crate::mongodb::mark;
 use crate::mongodb::metadata::{Kind, Metadata};
 use crate::mongodb::names::{file_name, part};
 use bk_core::error::{Error, Result};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// Collections of `config` that say something of the data; the rest is the server's own.
 const CONFIG_COLLECTIONS: [&str; 7] = [
@@ -80,8 +81,6 @@ pub struct Collection {
     pub capped: bool,
     /// Whether documents are stored in the order of their `_id`.
     pub clustered: bool,
-    /// Whether no index leads through its documents in the order of their `_id`.
-    pub without_id_index: bool,
     /// Whether the server lets it go by itself.
     pub temporary: bool,
     /// A time series whose buckets are a collection of their own.
@@ -161,30 +160,37 @@ pub async fn collections(
     database: &str,
     filter: &Filter,
 ) -> Result<(Vec<Collection>, Seen)> {
-    let (listed, seen) = match connection
-        .list(database, Writing::new().int("listCollections", 1))
-        .await
-    {
-        Ok(listed) => (listed, Seen::All),
+    let command = Writing::new().int("listCollections", 1);
+    let (mut cursor, seen) = match connection.cursor(database, command).await {
+        Ok(cursor) => (cursor, Seen::All),
         Err(failure) if failure.is_denied() => {
             let command = Writing::new()
                 .int("listCollections", 1)
                 .flag("nameOnly", true)
                 .flag("authorizedCollections", true);
-            (connection.list(database, command).await?, Seen::Names)
+            (connection.cursor(database, command).await?, Seen::Names)
         }
         Err(failure) => return Err(failure.error.within(format!("listing `{database}`"))),
     };
-    let names: Vec<&str> = listed
-        .iter()
-        .filter_map(|c| bson::text(c, "name"))
-        .collect();
-    let mut found: Vec<Collection> = listed
-        .iter()
-        .filter_map(|document| collection(database, document, &names))
-        .filter(|c| !c.name.starts_with(BUCKETS) && filter.takes(database, &c.name))
-        .collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
+    let (mut found, mut buckets) = (Vec::new(), HashSet::new());
+    while let Some(batch) = connection.next(&mut cursor).await? {
+        for document in documents_of(&batch)? {
+            let Some(name) = bson::text(document, "name") else {
+                continue;
+            };
+            if let Some(of) = name.strip_prefix(BUCKETS) {
+                buckets.insert(of.to_owned());
+            } else if filter.takes(database, name) {
+                found.push(collection(database, name, document));
+            }
+        }
+    }
+    for collection in &mut found {
+        collection.buckets =
+            collection.kind == Kind::TimeSeries && buckets.contains(&collection.name);
+    }
+    found.shrink_to_fit();
+    found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok((found, seen))
 }
 
@@ -197,10 +203,10 @@ pub enum Seen {
     Names,
 }
 
-fn collection(database: &str, document: &[u8], names: &[&str]) -> Option<Collection> {
-    let name = bson::text(document, "name")?.to_owned();
-    let options =
-        bson::inner(document, "options").map_or_else(|| Writing::new().bytes(), <[u8]>::to_vec);
+fn collection(database: &str, name: &str, document: &[u8]) -> Collection {
+    let options = bson::inner(document, "options")
+        .unwrap_or(bson::EMPTY)
+        .to_vec();
     let uuid: Option<[u8; 16]> = bson::inner(document, "info")
         .and_then(|info| bson::find(info, b"uuid"))
         .and_then(|uuid| uuid.value.get(5..)?.try_into().ok());
@@ -208,19 +214,18 @@ fn collection(database: &str, document: &[u8], names: &[&str]) -> Option<Collect
     let kind = Kind::of_word(bson::text(document, "type").unwrap_or_default());
     let mut stamped = options.clone();
     stamped.extend_from_slice(&uuid.unwrap_or_default());
-    Some(Collection {
+    Collection {
         database: database.to_owned(),
         kind,
         uuid,
         capped: option(b"capped").is_some_and(|e| e.truthy()),
         clustered: option(b"clusteredIndex").is_some(),
-        without_id_index: false,
         temporary: option(b"temp").is_some_and(|e| e.truthy()),
-        buckets: kind == Kind::TimeSeries && names.contains(&format!("{BUCKETS}{name}").as_str()),
+        buckets: false,
         stamp: bk_core::name::hash64(&stamped),
         options,
-        name,
-    })
+        name: name.to_owned(),
+    }
 }
 
 /// Indexes of a collection, as they stand. A view has none; one that is gone meanwhile is an error.

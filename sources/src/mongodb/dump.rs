@@ -74,7 +74,6 @@ pub fn find_all(collection: &Collection, order: Order, point: &Point, documents:
     let natural = order == Order::Natural
         || collection.capped
         || collection.clustered
-        || collection.without_id_index
         || collection.kind == Kind::TimeSeries;
     let hint = Writing::new().int(if natural { "$natural" } else { "_id" }, 1);
     let mut command = Writing::new()

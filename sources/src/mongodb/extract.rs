@@ -263,7 +263,7 @@ impl Extracting {
                         database: "admin".into(),
                         collection: name.clone(),
                         metadata: Metadata {
-                            options: bson::Writing::new().bytes(),
+                            options: bson::EMPTY.to_vec(),
                             name: Some(name.clone()),
                             ..Metadata::default()
                         },

@@ -119,7 +119,7 @@ impl Metadata {
 
     /// Reads the file, of any version of the tools. An empty one says nothing.
     pub fn parse(text: &[u8]) -> Result<Self> {
-        let empty = Writing::new().bytes();
+        let empty = bson::EMPTY.to_vec();
         if text.is_empty() {
             return Ok(Self {
                 options: empty,

@@ -7,7 +7,8 @@ use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::{self, Collection, Seen};
 use crate::mongodb::connection::{Connection, code};
 use crate::mongodb::metadata::Kind;
-use crate::mongodb::names::{self, file_name};
+use crate::mongodb::names::file_name;
+use crate::mongodb::restore::indexes::is_on_id;
 use crate::mongodb::restore::{SERVER_GROUP, USERS_UNIT};
 use crate::mongodb::server::Server;
 use crate::mongodb::{LAYOUT, Mongodb, Order, is_the_runs, mark, oplog};
@@ -80,8 +81,7 @@ pub async fn take(
         warnings,
         more_warnings: 0,
         with_users: source.with_users(),
-        index_stamps: HashMap::new(),
-        without_id_index: HashSet::new(),
+        indexes: Vec::new(),
         broken: HashSet::new(),
         log: None,
     })
@@ -96,7 +96,11 @@ async fn list(
     let (mut all, mut denied) = (Vec::new(), Vec::new());
     for database in databases {
         let (found, seen) = catalogue::collections(connection, database, &source.filter).await?;
-        all.extend(found);
+        if all.is_empty() {
+            all = found;
+        } else {
+            all.extend(found);
+        }
         if seen == Seen::Names {
             denied.push(database.clone());
         }
@@ -125,10 +129,8 @@ pub struct MongodbSnapshot {
     warnings: Vec<String>,
     more_warnings: u64,
     with_users: bool,
-    /// Hash of each collection's indexes, compared after its documents were read.
-    index_stamps: HashMap<(String, String), u64>,
-    /// Collections that cannot be read in the order of their `_id`.
-    without_id_index: HashSet<(String, String)>,
+    /// Of each collection, where they could be read.
+    indexes: Vec<Option<Indexes>>,
     /// Units that failed already: their later stages are not written.
     broken: HashSet<(String, String)>,
     /// What was taken from the log.
@@ -236,6 +238,7 @@ impl MongodbSnapshot {
             .member("prelude.json".into(), prelude.to_string().into())
             .await?;
         let collections = self.collections.clone();
+        self.indexes = vec![None; collections.len()];
         let connection = self.source.connection.clone();
         let mut found = futures::stream::iter(0..collections.len())
             .map(|n| {
@@ -261,13 +264,7 @@ impl MongodbSnapshot {
             };
             match indexes {
                 Ok(indexes) => {
-                    self.index_stamps.insert(unit.clone(), stamp(&indexes));
-                    if !indexes
-                        .iter()
-                        .any(|index| crate::mongodb::restore::indexes::is_on_id(index))
-                    {
-                        self.without_id_index.insert(unit.clone());
-                    }
+                    self.indexes[n] = Some(Indexes::of(&indexes));
                     let metadata = collection.metadata(indexes);
                     let path = collection.path(&collection.name);
                     if let Some(raw) = metadata.raw_where_json_fails() {
@@ -291,17 +288,14 @@ impl MongodbSnapshot {
 
     /// Documents, by as many readers as the settings say.
     async fn data(&mut self, cx: &Context, out: &Output) -> Result<()> {
-        let collections: Vec<Collection> = self
-            .collections
-            .iter()
-            .filter(|c| c.kind != Kind::View && !self.broken.contains(&c.unit()))
-            .cloned()
-            .map(|collection| Collection {
-                without_id_index: self.without_id_index.contains(&collection.unit()),
-                ..collection
-            })
-            .collect();
-        let broken = readers::read(cx, out, &self.source, collections).await?;
+        let is_read = |c: &Collection| c.kind != Kind::View && !self.broken.contains(&c.unit());
+        let wanted = (0..self.collections.len())
+            .filter(|n| is_read(&self.collections[*n]))
+            .map(|n| match self.indexes[n] {
+                Some(Indexes { on_id: true, .. }) => (n, self.source.order),
+                _ => (n, Order::Natural),
+            });
+        let broken = readers::read(cx, out, &self.source, &self.collections, wanted).await?;
         self.broken.extend(broken);
         Ok(())
     }
@@ -312,13 +306,13 @@ impl MongodbSnapshot {
         if self.with_users {
             self.users(&mut writing).await?;
         }
-        let units: HashMap<String, (String, String)> = self
-            .collections
-            .iter()
-            .filter(|c| c.kind != Kind::View && !self.broken.contains(&c.unit()))
-            .map(|c| (format!("{}.{}", c.database, c.data_name()), c.unit()))
-            .collect();
         if let Point::Oplog { start } = self.source.point {
+            let units: HashMap<String, (String, String)> = self
+                .collections
+                .iter()
+                .filter(|c| c.kind != Kind::View && !self.broken.contains(&c.unit()))
+                .map(|c| (format!("{}.{}", c.database, c.data_name()), c.unit()))
+                .collect();
             let connection = self.source.connection.clone();
             let mut log = oplog::Copying::new(start, &units, &self.collections);
             log.run(cx, &connection, &mut writing).await?;
@@ -371,29 +365,38 @@ impl MongodbSnapshot {
 
     /// A collection that was dropped, made anew, or whose options or indexes changed while it was read, is not what it was.
     async fn compare(&mut self, cx: &Context, writing: &mut Lined<'_>) -> Result<()> {
-        // Of 100,000 collections no more is held than is compared.
-        let mut now: BTreeMap<(String, String), Now> = BTreeMap::new();
+        let mut failed = Vec::new();
         for database in &self.databases {
-            let (found, _) =
-                catalogue::collections(&self.source.connection, database, &self.filter).await?;
-            now.extend(found.into_iter().map(|c| {
-                let (stamp, temporary) = (c.stamp, c.temporary);
-                ((c.database, c.name), Now { stamp, temporary })
-            }));
+            failed.extend(self.compare_database(cx, database).await?);
         }
-        let collections = self.collections.clone();
-        let connection = self.source.connection.clone();
-        let mut looked = futures::stream::iter(0..collections.len())
+        for (unit, why) in failed {
+            writing.open(&unit).await?;
+            writing.fail(&unit, &why).await?;
+            self.broken.insert(unit);
+        }
+        Ok(())
+    }
+
+    async fn compare_database(
+        &self,
+        cx: &Context,
+        database: &String,
+    ) -> Result<Vec<((String, String), Error)>> {
+        let connection = &self.source.connection;
+        let (now, _) = catalogue::collections(connection, database, &self.filter).await?;
+        let before = |c: &Collection| c.database < *database;
+        let from = self.collections.partition_point(before);
+        let to = from + self.collections[from..].partition_point(|c| c.database == *database);
+        let same = |then: &Collection| {
+            find(&now, &then.name).is_some_and(|there| there.stamp == then.stamp)
+        };
+        let mut looked = futures::stream::iter(from..to)
             .map(|n| {
-                let (connection, collections) = (connection.clone(), collections.clone());
-                let collection = &collections[n];
-                let there = now.get(&(collection.database.clone(), collection.name.clone()));
-                let same = there.is_some_and(|there| there.stamp == collection.stamp);
+                let collection = &self.collections[n];
+                let same = same(collection);
                 async move {
                     let indexes = if same {
-                        catalogue::indexes(&connection, &collections[n])
-                            .await
-                            .map(Some)
+                        catalogue::indexes(connection, collection).await.map(Some)
                     } else {
                         Ok(None)
                     };
@@ -404,13 +407,13 @@ impl MongodbSnapshot {
         let mut failed = Vec::new();
         while let Some((n, indexes)) = looked.next().await {
             cx.check_cancelled()?;
-            let collection = &collections[n];
+            let collection = &self.collections[n];
             let unit = collection.unit();
             if self.broken.contains(&unit) {
                 continue;
             }
             let same = match indexes {
-                Ok(Some(indexes)) => self.index_stamps.get(&unit) == Some(&stamp(&indexes)),
+                Ok(Some(indexes)) => self.indexes[n] == Some(Indexes::of(&indexes)),
                 Ok(None) => false,
                 Err(failure) if failure.code.is_some() => false,
                 Err(failure) => return Err(failure.error),
@@ -421,35 +424,44 @@ impl MongodbSnapshot {
         }
         drop(looked);
         if matches!(self.source.point, Point::Oplog { .. }) {
-            let known: HashSet<(&str, &str)> = collections
+            let then = &self.collections[from..to];
+            let new = now
                 .iter()
-                .map(|c| (c.database.as_str(), c.name.as_str()))
-                .collect();
-            let new = now.iter().filter(|((database, name), there)| {
-                !there.temporary && !known.contains(&(database.as_str(), name.as_str()))
-            });
+                .filter(|c| !c.temporary && find(then, &c.name).is_none());
             // What others wrote at the same time is in the archive: without this one it shows no instant.
-            failed.extend(new.map(|((database, name), _)| {
-                let why = format!(
-                    "`{database}.{name}` was made while the others were read; repeat the backup"
-                );
-                let unit = (names::part(database), names::part(name));
-                (unit, Error::new(ErrorKind::Unreachable, why))
+            failed.extend(new.map(|c| {
+                let full = c.full();
+                let why =
+                    format!("`{full}` was made while the others were read; repeat the backup");
+                (c.unit(), Error::new(ErrorKind::Unreachable, why))
             }));
         }
-        for (unit, why) in failed {
-            writing.open(&unit).await?;
-            writing.fail(&unit, &why).await?;
-            self.broken.insert(unit);
-        }
-        Ok(())
+        Ok(failed)
     }
 }
 
-/// A collection as it is at the end.
-struct Now {
+/// One of a database's collections, which are sorted.
+fn find<'a>(collections: &'a [Collection], name: &str) -> Option<&'a Collection> {
+    let found = collections.binary_search_by(|c| c.name.as_str().cmp(name));
+    found.ok().map(|n| &collections[n])
+}
+
+/// What is kept of a collection's indexes while its documents are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Indexes {
+    /// Hash of all of them.
     stamp: u64,
-    temporary: bool,
+    /// Whether one leads through the documents in the order of their `_id`.
+    on_id: bool,
+}
+
+impl Indexes {
+    fn of(indexes: &[Vec<u8>]) -> Self {
+        Self {
+            stamp: bk_core::name::hash64(&indexes.concat()),
+            on_id: indexes.iter().any(|index| is_on_id(index)),
+        }
+    }
 }
 
 fn changed(collection: &Collection) -> Error {
@@ -460,10 +472,6 @@ fn changed(collection: &Collection) -> Error {
             collection.full()
         ),
     )
-}
-
-fn stamp(indexes: &[Vec<u8>]) -> u64 {
-    bk_core::name::hash64(&indexes.concat())
 }
 
 /// One lane, in which units may be open side by side.

@@ -4,7 +4,7 @@
 //! Form 2: `d` deletes fields, `u` gives fields other values, `i` appends fields, `sNAME` goes into a field; in an array (`a: true`) `l` is the
 //! new length, `uN` and `sN` are about the place N. (mongodb/mongo, `src/mongo/db/update/document_diff_applier.cpp`)
 
-use crate::mongodb::bson::{self, Element, Writing, kind};
+use crate::mongodb::bson::{self, EMPTY, Element, Writing, kind};
 use bk_core::error::{Result, unsupported};
 
 /// Longest array that is filled up with nulls.
@@ -13,7 +13,6 @@ const LONGEST_ARRAY: usize = 1 << 21;
 const LONGEST_PATH: usize = 200;
 /// The largest document, and what the log puts around it.
 const LARGEST_BYTES: usize = (16 << 20) + (16 << 10);
-const EMPTY: &[u8] = &[5, 0, 0, 0, 0];
 
 /// Whether what an update's entry holds changes a document, and does not replace it.
 pub fn is_delta(o: &[u8]) -> bool {

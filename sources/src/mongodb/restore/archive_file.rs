@@ -352,7 +352,7 @@ mod tests {
             database: "d".into(),
             collection: name.into(),
             metadata: Metadata {
-                options: Writing::new().bytes(),
+                options: bson::EMPTY.to_vec(),
                 name: Some(name.into()),
                 ..Metadata::default()
             },

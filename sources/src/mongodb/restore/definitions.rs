@@ -169,7 +169,9 @@ impl Restoring<'_> {
     pub(super) async fn make_collections(&mut self) -> Result<()> {
         let mut there: HashMap<String, BTreeMap<String, Collection>> = HashMap::new();
         let mut tasks: JoinSet<Created> = JoinSet::new();
-        for (unit, made) in self.made.clone() {
+        // Lent, not copied: there may be 100,000.
+        let all = std::mem::take(&mut self.made);
+        for (unit, made) in &all {
             self.cx.check_cancelled()?;
             if self.existing == Existing::Merge && !there.contains_key(&made.database) {
                 there.insert(made.database.clone(), self.there(&made.database).await?);
@@ -189,6 +191,7 @@ impl Restoring<'_> {
                     self.created(tasks.join_next().await)?;
                 }
                 let connection = self.connection.clone();
+                let (unit, made) = (unit.clone(), made.clone());
                 tasks.spawn(async move {
                     let refused = create(&connection, &made).await?;
                     Ok((unit, refused))
@@ -198,6 +201,7 @@ impl Restoring<'_> {
         while !tasks.is_empty() {
             self.created(tasks.join_next().await)?;
         }
+        self.made = all;
         self.find_buckets().await
     }
 

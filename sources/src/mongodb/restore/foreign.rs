@@ -6,7 +6,7 @@
 use super::archive_file::{self, Listed, Piece, Reader};
 use super::{Done, Restoring, SERVER_GROUP, USERS_UNIT, Unit, Written};
 use crate::mongodb::Mongodb;
-use crate::mongodb::bson::{self, Writing};
+use crate::mongodb::bson;
 use crate::mongodb::catalogue::BUCKETS;
 use crate::mongodb::metadata::Metadata;
 use crate::mongodb::names::{collection, is_cut, name_of, part};
@@ -237,7 +237,7 @@ impl Survey {
             *survey.documents.entry(unit.clone()).or_default() += documents.documents;
             // Tools of long ago wrote documents alone.
             survey.collections.entry(unit).or_insert_with(|| Metadata {
-                options: Writing::new().bytes(),
+                options: bson::EMPTY.to_vec(),
                 ..Metadata::default()
             });
         }

@@ -126,7 +126,7 @@ mod tests {
         .map(|index| index.to_vec().unwrap())
         .collect();
         let read = |which| -> Vec<Document> {
-            specifications(&Writing::new().bytes(), &indexes, which)
+            specifications(bson::EMPTY, &indexes, which)
                 .iter()
                 .map(|spec| Document::from_reader(&spec[..]).unwrap())
                 .collect()

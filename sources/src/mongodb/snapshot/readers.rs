@@ -3,36 +3,36 @@
 use super::Reading;
 use super::point::Point;
 use crate::mongodb::catalogue::Collection;
-use crate::mongodb::{dump, is_the_runs};
+use crate::mongodb::{Order, dump, is_the_runs};
 use crate::run_queue::RunQueue;
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, bug};
-use bk_core::runs::{RUN_SPLIT_BYTES, Run};
+use bk_core::runs::{RUN_SPLIT_BYTES, Run, border_before};
 use bk_core::source::{Counted, Lane, Output};
 use std::sync::{Arc, Mutex};
 use tokio::task::JoinSet;
 
-type Named = (String, Collection);
+/// Which collection is read, by its number, and in which order.
+type Wanted = (usize, Order);
 
-/// Reads them all; says which failed.
+/// Reads those that are wanted; says which failed.
 pub async fn read(
     cx: &Context,
     out: &Output,
     reading: &Reading,
-    collections: Vec<Collection>,
+    collections: &Arc<Vec<Collection>>,
+    wanted: impl Iterator<Item = Wanted>,
 ) -> Result<Vec<(String, String)>> {
-    let named: Vec<Named> = collections
-        .into_iter()
-        .map(|c| {
-            let (group, unit) = c.unit();
-            (format!("{group}/{unit}"), c)
-        })
-        .collect();
+    let border = |(n, _): &Wanted| {
+        let (group, unit) = collections[*n].unit();
+        border_before(&format!("{group}/{unit}"))
+    };
     let readers = Readers {
         cx: cx.clone(),
         out: out.clone(),
         reading: reading.clone(),
-        queue: Arc::new(RunQueue::new(named, |(name, _)| name)),
+        collections: collections.clone(),
+        queue: Arc::new(RunQueue::new(wanted, border)),
         broken: Arc::default(),
     };
     // A transaction is one session, which does one thing at a time.
@@ -65,7 +65,8 @@ struct Readers {
     cx: Context,
     out: Output,
     reading: Reading,
-    queue: Arc<RunQueue<Named>>,
+    collections: Arc<Vec<Collection>>,
+    queue: Arc<RunQueue<Wanted>>,
     broken: Arc<Mutex<Vec<(String, String)>>>,
 }
 
@@ -80,20 +81,24 @@ impl Readers {
     }
 
     /// One lane. As soon as a collection has passed the border, the rest of its run is for whoever is free.
-    async fn one_run(&self, run: Run<Named>) -> Result<()> {
+    async fn one_run(&self, run: Run<Wanted>) -> Result<()> {
         let mut lane = self.out.lane("data").await?;
         let mut run = Some(run);
-        while let Some((_, collection)) = run.as_mut().and_then(Run::pop_front) {
+        while let Some((n, order)) = run.as_mut().and_then(Run::pop_front) {
             self.cx.check_cancelled()?;
+            let collection = &self.collections[n];
             let unit = collection.unit();
             self.out.expect(&unit.0, &unit.1).await?;
             lane.unit(&unit.0, &unit.1);
             let mut counted = Counted::default();
-            match self.collection(&mut lane, &collection, &mut run).await {
+            match self
+                .collection(&mut lane, (collection, order), &mut run)
+                .await
+            {
                 Ok(read) => counted.rows = read.documents,
                 Err(error) if is_the_runs(&error) => return Err(error),
                 Err(error) => {
-                    let error: Error = dump::within(&collection, error);
+                    let error: Error = dump::within(collection, error);
                     lock(&self.broken).push(unit.clone());
                     self.out.fail(&unit.0, &unit.1, &error).await?;
                 }
@@ -106,8 +111,8 @@ impl Readers {
     async fn collection(
         &self,
         lane: &mut Lane,
-        collection: &Collection,
-        run: &mut Option<Run<Named>>,
+        what: (&Collection, Order),
+        run: &mut Option<Run<Wanted>>,
     ) -> Result<dump::Read> {
         let passed = |bytes: u64| {
             if bytes > RUN_SPLIT_BYTES
@@ -117,19 +122,8 @@ impl Readers {
             }
         };
         let Reading {
-            connection,
-            point,
-            order,
-            ..
+            connection, point, ..
         } = &self.reading;
-        dump::collection(
-            &self.cx,
-            connection,
-            point,
-            (lane, &self.out),
-            (collection, *order),
-            passed,
-        )
-        .await
+        dump::collection(&self.cx, connection, point, (lane, &self.out), what, passed).await
     }
 }

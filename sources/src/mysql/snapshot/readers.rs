@@ -7,7 +7,7 @@ use crate::mysql::{ddl, dump};
 use crate::run_queue::RunQueue;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
-use bk_core::runs::{RUN_SPLIT_BYTES, Run};
+use bk_core::runs::{RUN_SPLIT_BYTES, Run, border_before};
 use bk_core::source::{Counted, Lane, Output};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -66,7 +66,7 @@ impl Reading {
             server: Arc::new(server.clone()),
             texts,
             sharing: Arc::new(Sharing {
-                queue: RunQueue::new(named, |(name, _)| name),
+                queue: RunQueue::new(named, |(name, _)| border_before(name)),
                 notes: Mutex::default(),
             }),
         }

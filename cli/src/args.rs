@@ -271,7 +271,7 @@ pub struct ShowArgs {
 /// `bk verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// An archive that is a file here
+    /// An archive that is a file here, or a folder, tar or file that others made
     pub file: Option<PathBuf>,
     /// Which archive.
     #[command(flatten)]

@@ -4,6 +4,7 @@
 //! blocks, `pool` compresses them, `writer` puts them in order and sends them to the sinks; `tail` and `reader` get everything back; `foreign` reads what
 //! others made. Nothing outside this folder touches tar or xz.
 
+pub mod checksums;
 pub mod foreign;
 pub mod format;
 pub mod index;

@@ -43,6 +43,20 @@ pub trait Source: Send + Sync {
         Err(unsupported(format!("the form `{}` is not known", how.form)))
     }
 
+    /// Reads what it claimed of a thing that `bk` did not make as a restore would, and touches no server. An error is damage; what it returns is
+    /// not whole.
+    async fn examine(&self, _cx: &Context, mut input: Input) -> Result<Vec<String>> {
+        for stage in Stage::ALL {
+            let members = input.stage(stage).await?;
+            while let Some(member) = members.next().await? {
+                if let Body::Stream(mut stream) = member.body {
+                    while stream.next().await?.is_some() {}
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// Things that `bk` did not make: is this member, lone file or folder entry mine, in which stages, what units?
     fn claim(&self, _what: &Candidate) -> Vec<Claim> {
         Vec::new()

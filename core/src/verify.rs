@@ -1,5 +1,7 @@
 //! Reading an archive to its end: every stored byte, every block decoded, every count compared.
 
+pub mod foreign;
+
 use crate::archive::read_at::{ReadAt, digest};
 use crate::archive::reader::WholeFile;
 use crate::archive::tail::{Line, Opened};

@@ -195,6 +195,10 @@ impl Source for Couchdb {
         restore::restore(self, cx, input, how).await
     }
 
+    async fn examine(&self, cx: &Context, input: Input) -> Result<Vec<String>> {
+        restore::foreign::examine(cx, input).await
+    }
+
     fn claim(&self, what: &Candidate) -> Vec<Claim> {
         restore::foreign::claim(what)
     }

@@ -19,22 +19,26 @@ impl DatabaseFilter {
         databases: Option<Vec<String>>,
         exclude: Option<Vec<String>>,
     ) -> std::result::Result<Self, globset::Error> {
-        let compile = |globs: &Vec<String>| {
+        // Where databases are named, a slash is a part of a name; else it stands before a part of a database.
+        let compile = |globs: &Vec<String>, slash_separates| {
             globs
                 .iter()
                 .map(|glob| {
                     Ok(GlobBuilder::new(glob)
-                        .literal_separator(true)
+                        .literal_separator(slash_separates)
                         .build()?
                         .compile_matcher())
                 })
                 .collect::<std::result::Result<Vec<_>, globset::Error>>()
         };
         Ok(Self {
-            databases: databases.as_ref().map(compile).transpose()?,
+            databases: databases
+                .as_ref()
+                .map(|globs| compile(globs, false))
+                .transpose()?,
             exclude: exclude
                 .as_ref()
-                .map(compile)
+                .map(|globs| compile(globs, true))
                 .transpose()?
                 .unwrap_or_default(),
             words: (databases, exclude),

@@ -6,7 +6,9 @@
 
 pub mod binary;
 pub mod certificates;
+pub mod couch_cases;
 pub mod couch_fake;
+pub mod couch_lab;
 pub mod data;
 pub mod database;
 pub mod discard;

@@ -6,13 +6,14 @@ use bk_core::archive::tail::Opened;
 use bk_core::settings::Settings;
 use bk_core::source::Source;
 use bk_tests::binary::Home;
+use bk_tests::couch_cases::{self, base64, history, noise, rev};
 use bk_tests::couch_fake::{Fake, Faults, Site};
 use bk_tests::engine::raw_sums;
 use bk_tests::pouchdb::Pouchdb;
 use bk_tests::source_suite::{self, Subject};
 use bk_tests::{long, seed};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,217 +67,16 @@ fn same(before: &Contents, now: &Contents, what: &str) {
     }
 }
 
-fn rev(n: u32) -> String {
-    format!("{n:032x}")
-}
-
-fn history(start: u32, newest: u32) -> String {
-    let ids: Vec<String> = (0..start)
-        .map(|n| format!("\"{}\"", rev(newest * 1000 + start - n)))
-        .collect();
-    format!(
-        "\"_revisions\":{{\"start\":{start},\"ids\":[{}]}}",
-        ids.join(",")
-    )
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine;
-    base64::prelude::BASE64_STANDARD.encode(bytes)
-}
-
-fn noise(rng: &mut SmallRng, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    rng.fill(&mut bytes[..]);
-    bytes
-}
-
-/// What databases hold that tools stumble over.
+/// Those, and what belongs to the server.
 fn hard_cases(site: &mut Site, rng: &mut SmallRng) {
-    site.create("app/hard+$(1)", 3, 1, false);
-    let name = "app/hard+$(1)";
-    let put = |site: &mut Site, json: String| site.put("app/hard+$(1)", &json);
-    // Conflicts of different depth; a deletion that hides a living one; deleted branches; histories that share their beginning.
-    for (newest, start) in [(1, 2), (2, 5), (3, 3)] {
-        put(
-            site,
-            format!(
-                "{{\"_id\":\"conflict\",\"n\":{newest},{}}}",
-                history(start, newest)
-            ),
-        );
+    for case in couch_cases::hard_cases("", rng) {
+        case.take_into(site);
     }
-    put(
-        site,
-        format!("{{\"_id\":\"hidden\",\"living\":true,{}}}", history(2, 1)),
-    );
-    put(
-        site,
-        format!("{{\"_id\":\"hidden\",\"_deleted\":true,{}}}", history(9, 2)),
-    );
-    put(
-        site,
-        format!(
-            "{{\"_id\":\"tombstone\",\"_deleted\":true,\"body\":\"stays\",{}}}",
-            history(3, 1)
-        ),
-    );
-    put(site, format!("{{\"_id\":\"branches\",{}}}", history(4, 1)));
-    put(
-        site,
-        format!(
-            "{{\"_id\":\"branches\",\"_deleted\":true,\"x\":1,{}}}",
-            history(3, 2)
-        ),
-    );
-    put(
-        site,
-        format!("{{\"_id\":\"long history\",{}}}", history(900, 1)),
-    );
-    put(
-        site,
-        "{\"_id\":\"short revs\",\"_revisions\":{\"start\":2,\"ids\":[\"x\",\"y\"]}}".into(),
-    );
-    // Names.
-    for id in [
-        "a/b",
-        "per%cent",
-        "pl+us",
-        "sp ace",
-        "ümläut😀",
-        "line\u{2028}sep",
-        "42",
-        "quote\"d",
-        "back\\slash",
-        "_not really",
-    ] {
-        if !id.starts_with('_') {
-            let id = serde_json::to_string(id).unwrap();
-            site.put(name, &format!("{{\"_id\":{id},\"x\":1}}"));
-        }
-    }
-    let long = "l".repeat(4000);
-    site.put(name, &format!("{{\"_id\":\"{long}\"}}"));
-    // Numbers, keys, text.
-    site.put(
-        name,
-        r#"{"_id":"numbers","big":123456789012345678901234567890,"one":1.0,"short":1.10,"exp":1e3,"zero":-0.0,"tiny":5e-324,"neg":-7,"z":1,"a":2,"z":3,"in":{"b":[1.0,{"y":1e22}],"a":null}}"#,
-    );
-    site.put(name, r#"{"_id":"text","nul":"a\u0000b","astral":"\ud83d\ude00","ctl":"\u0001\n\t","slash":"\/","empty":"","":"no name"}"#);
-    site.put(
-        name,
-        &format!(
-            "{{\"_id\":\"heavy\",\"text\":\"{}\"}}",
-            base64(&noise(rng, 5 << 20))
-        ),
-    );
-    // Attachments: nothing, one byte, compressed text, what is compressed already, odd names, many, on conflicts.
-    let attached = |id: &str, list: &[(&str, &str, Vec<u8>)], more: &str| {
-        let list: Vec<String> = list
-            .iter()
-            .map(|(name, kind, bytes)| {
-                format!(
-                    "{}:{{\"content_type\":\"{kind}\",\"data\":\"{}\"}}",
-                    serde_json::to_string(name).unwrap(),
-                    base64(bytes)
-                )
-            })
-            .collect();
-        format!(
-            "{{\"_id\":{},\"_attachments\":{{{}}}{more}}}",
-            serde_json::to_string(id).unwrap(),
-            list.join(",")
-        )
-    };
-    let text = "text that repeats ".repeat(500).into_bytes();
-    site.put(
-        name,
-        &attached(
-            "attached",
-            &[
-                ("nothing", "text/plain", Vec::new()),
-                ("nothing at all", "image/png", Vec::new()),
-                ("one", "application/octet-stream", vec![7]),
-                ("text/ü 😀.txt", "text/plain; charset=utf-8", text.clone()),
-                (
-                    "--bk-",
-                    "image/jpeg",
-                    b"\r\n--bk-0123456789abcdef0123456789abcdef--".to_vec(),
-                ),
-                ("quote\"d", "application/gzip", noise(rng, 3000)),
-            ],
-            ",\"x\":1.0",
-        ),
-    );
-    let many: Vec<(String, Vec<u8>)> = (0..500)
-        .map(|n| (format!("n{n}"), noise(rng, 20)))
-        .collect();
-    let many: Vec<(&str, &str, Vec<u8>)> = many
-        .iter()
-        .map(|(name, bytes)| (name.as_str(), "image/png", bytes.clone()))
-        .collect();
-    site.put(name, &attached("many", &many, ""));
-    for n in 1..3 {
-        site.put(
-            name,
-            &attached(
-                "attached conflict",
-                &[("same", "text/plain", text.clone())],
-                &format!(",\"n\":{n},{}", history(2, n)),
-            ),
-        );
-    }
-    site.put(
-        name,
-        &attached(
-            "middling",
-            &[
-                ("a", "image/png", noise(rng, 600_000)),
-                ("b", "text/css", noise(rng, 300_000)),
-            ],
-            "",
-        ),
-    );
-    site.put(
-        name,
-        &attached(
-            "large",
-            &[
-                ("movie", "video/mp4", noise(rng, 20 << 20)),
-                ("notes", "text/plain", text),
-            ],
-            "",
-        ),
-    );
-    // Programs: one refuses what others wrote before it came.
-    site.put(
-        name,
-        &format!("{{\"_id\":\"old\",\"forbidden\":true,{}}}", history(1, 9)),
-    );
-    site.put(name, r#"{"_id":"_design/check/slash","validate_doc_update":"function(){throw({forbidden:'no'})}"}"#);
-    site.put(
-        name,
-        &attached(
-            "_design/pages",
-            &[("index.html", "text/html", b"<html>".to_vec())],
-            ",\"views\":{\"a\":{\"map\":\"function(d){emit(1)}\"}}",
-        ),
-    );
-    let database = site.databases.get_mut(name).unwrap();
-    database.security = Some(r#"{"admins":{"names":["a"],"roles":[]},"members":{"roles":["team"]},"cloudant":{"x":["_reader"]}}"#.into());
-    database.revs_limit = 950;
-    database.purged_infos_limit = 77;
-    database
+    site.databases
+        .get_mut("app/hard+$(1)")
+        .unwrap()
         .local
         .insert("_local/checkpoint".into(), (4, "\"seq\":1".into()));
-    site.create("parts", 8, 1, true);
-    for n in 0..50 {
-        site.put(
-            "parts",
-            &format!("{{\"_id\":\"p{}:{n}\",\"n\":{n}}}", n % 3),
-        );
-    }
-    site.create("empty", 2, 1, false);
     site.put("_users", r#"{"_id":"org.couchdb.user:jo","name":"jo","type":"user","roles":["team"],"password_scheme":"pbkdf2","iterations":10,"derived_key":"aa","salt":"bb"}"#);
     site.put(
         "_users",
@@ -977,6 +777,107 @@ async fn dumps_of_others_come_back_and_what_they_lack_is_named() {
         .ended(0);
     assert_eq!(body("wiki", "a").unwrap().body, "\"x\":1");
     assert!(body("wiki", "stranger").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_others_is_verified_by_its_manifest_before_anything_is_written() {
+    use sha2::Digest;
+    let fake = Fake::start(ACCOUNT).await;
+    let home = Home::new(&settings(&fake, ""));
+    let sum = |text: &str| {
+        let digest = sha2::Sha256::digest(text.as_bytes());
+        digest
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    };
+    let rows = |id: &str| {
+        format!(
+            "{{\"rows\":[\n{{\"id\":\"{id}\",\"key\":\"{id}\",\"value\":{{\"rev\":\"1-aa\"}},\"doc\":{{\"_id\":\"{id}\",\"_rev\":\"1-aa\"}}}}\n]}}\n"
+        )
+    };
+    let (school, wiki, objects) = (rows("one"), rows("two"), "kind: List\n");
+    let all = [
+        ("daily/school.json", &*school),
+        ("daily/wiki.json", &wiki),
+        ("daily/k8s/configmaps.yaml", objects),
+    ];
+    for (path, text) in all {
+        home.write(path, text);
+    }
+    let manifests = [
+        format!(
+            r#"{{"date":"2025-01-15T02:00:00Z","type":"daily","checksums":{{"school.json":"{}","wiki.json":"sha256:{}"}}}}"#,
+            sum(&school),
+            sum(&wiki)
+        ),
+        format!(
+            r#"{{"timestamp":"20250115_020000","backup_type":"full","databases":[{{"name":"school","checksum":"{}"}}],"checksum":"{}"}}"#,
+            sum(&school),
+            sum(&format!("{objects}{school}{wiki}"))
+        ),
+    ];
+    for manifest in manifests {
+        home.write("daily/backup_manifest.json", manifest);
+        let verified = home.bk(&["verify", "daily"]);
+        // What is of Kubernetes is nobody's here, and said so.
+        assert_eq!(verified.code, 3, "{}{}", verified.stdout, verified.stderr);
+        for said in ["not made by bk", "2 files for couchdb", "4 files"] {
+            assert!(
+                verified.stdout.contains(said),
+                "{said}: {}",
+                verified.stdout
+            );
+        }
+        assert!(
+            verified.stderr.contains("k8s") && verified.stderr.contains("2025"),
+            "{}",
+            verified.stderr
+        );
+        let restored = home.bk(&["restore", "--yes", "daily"]);
+        assert_eq!(restored.code, 3, "{}", restored.stderr);
+        assert!(restored.stderr.contains("type "), "{}", restored.stderr);
+        assert!(fake.site().databases["wiki"].tree("two").is_some());
+        // A byte that changed, a file that is gone, one that was cut off: neither is written.
+        fake.site().databases.remove("wiki");
+        for (path, text) in [
+            ("daily/school.json", Some(school.replace("1-aa", "1-ab"))),
+            ("daily/school.json", None),
+        ] {
+            match text {
+                Some(text) => home.write(path, text),
+                None => std::fs::remove_file(home.path(path)).unwrap(),
+            }
+            for verb in [&["verify", "daily"][..], &["restore", "--yes", "daily"]] {
+                let said = home.bk(verb);
+                assert_eq!(said.code, 7, "{verb:?}: {}", said.stderr);
+                assert!(
+                    said.stderr.contains("school") && said.stderr.contains("backup_manifest.json"),
+                    "{}",
+                    said.stderr
+                );
+            }
+            home.write(path, &school);
+        }
+        assert!(!fake.site().databases.contains_key("wiki"));
+    }
+    // Without checksums a file that was cut off is found by what stands in it.
+    home.write("daily/backup_manifest.json", r#"{"type":"daily"}"#);
+    home.write("daily/wiki.json", &wiki[..wiki.len() - 6]);
+    let verified = home.bk(&["verify", "daily"]);
+    assert_eq!(verified.code, 7, "{}", verified.stderr);
+    assert!(verified.stderr.contains("wiki.json"), "{}", verified.stderr);
+    home.write(
+        "daily/wiki.json",
+        rows("two").replace("\"doc\":{", "\"dox\":{"),
+    );
+    let verified = home.bk(&["verify", "daily"]);
+    assert_eq!(verified.code, 3, "{}", verified.stderr);
+    assert!(
+        verified.stderr.contains("no document"),
+        "{}",
+        verified.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,8 @@ use bk_core::config::{Config, SinkInstance};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, not_found};
 use bk_core::report::Cause;
+use bk_core::restore::foreign::{is_foreign, unclaimed_cause};
+use bk_core::verify::foreign::{VerifiedForeign, verify_foreign};
 use bk_core::verify::{Verified, verify};
 use jiff::tz::TimeZone;
 use std::path::Path;
@@ -21,6 +23,10 @@ pub async fn run(
     global: &Global,
 ) -> Result<Vec<Cause>> {
     if let Some(path) = &args.file {
+        if is_foreign(path).await? {
+            let verified = verify_foreign(cx, config, path).await?;
+            return Ok(tell_foreign(path, &verified, global));
+        }
         let verified = verify_file(path).await;
         return Ok(tell(&[(path.display().to_string(), verified)], global));
     }
@@ -108,6 +114,35 @@ async fn verify_stored(cx: &Context, sink: &SinkInstance, entry: &Entry) -> Resu
         entry.stored.clone(),
     ));
     verify(read, sums.as_deref()).await
+}
+
+/// What others made.
+fn tell_foreign(path: &Path, verified: &VerifiedForeign, global: &Global) -> Vec<Cause> {
+    let place = path.display().to_string();
+    let lacking = verified
+        .lacking
+        .iter()
+        .map(|what| Cause::partial(&place, what.clone()));
+    let mut causes: Vec<Cause> = lacking.collect();
+    causes.extend(verified.unclaimed.iter().map(|name| unclaimed_cause(name)));
+    if global.json {
+        print_json(&serde_json::json!({ "verified": verified, "causes": causes }));
+    } else {
+        say_warnings(&verified.notes);
+        let sources: Vec<String> = verified
+            .sources
+            .iter()
+            .map(|(source, files)| format!("{} for {source}", count(*files, "file")))
+            .collect();
+        data(&format!(
+            "{place}  not made by bk, readable to its end  {}, {}: {}",
+            bytes(verified.bytes),
+            count(verified.files, "file"),
+            sources.join(", ")
+        ));
+    }
+    say_causes(&causes);
+    causes
 }
 
 fn tell(results: &[(String, Result<Verified>)], global: &Global) -> Vec<Cause> {

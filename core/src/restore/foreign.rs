@@ -1,5 +1,6 @@
 //! Restoring what `bk` did not make: each source is asked which entries are its own, then gets those, one pass for each stage.
 
+use crate::archive::checksums::{self, Checksums, Summing};
 use crate::archive::foreign::{Foreign, decompressed, said};
 use crate::archive::format::{GATHERED_MAX_BYTES, Stage};
 use crate::archive::read_at::{FileReadAt, ReadAt, SinkReadAt, digest};
@@ -103,6 +104,7 @@ pub async fn prepare<'a>(
     let thing = Arc::new(thing);
     cx.tell(&Event::Phase("looking"));
     let candidates = scan(cx, &thing).await?;
+    let noted = compare_checksums(cx, &thing, &candidates).await?;
     let mut left_out = HashSet::new();
     let found = claims(config, &request, &thing, &candidates, &mut left_out)?;
     let id = crate::backup::draw_id()?;
@@ -127,7 +129,7 @@ pub async fn prepare<'a>(
     if request.selection.only.is_empty() {
         plan.without_source = unclaimed(&candidates, &found, &left_out);
     }
-    let mut warnings = Vec::new();
+    let mut warnings = noted;
     let mut sources = Vec::new();
     let mut claimed = HashMap::new();
     for (name, by_path) in found {
@@ -150,7 +152,7 @@ pub async fn prepare<'a>(
         plan.reads_bytes += plan.of_bytes * stages.len() as u64;
         sources.push((name.clone(), source, options));
         let thing = thing.clone();
-        claimed.insert(name, Arc::new(Claimed { thing, by_path }));
+        claimed.insert(name, Claimed::new(thing, by_path));
     }
     super::into_are_used(&request.into, &sources)?;
     Ok(Prepared {
@@ -163,7 +165,7 @@ pub async fn prepare<'a>(
 }
 
 /// Every entry with its first bytes and its neighbours.
-async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
+pub(crate) async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
     let (thing, cx, runtime) = (thing.clone(), cx.clone(), Handle::current());
     let mut candidates = blocking(move || {
         let mut candidates = Vec::new();
@@ -204,6 +206,72 @@ async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
+/// What its makers wrote down of its files must still be true, before anything is made of them. Says what they say, and what proves nothing.
+pub(crate) async fn compare_checksums(
+    cx: &Context,
+    thing: &Arc<Foreign>,
+    candidates: &[Candidate],
+) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    let lists: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|c| c.kind == Kind::File && parted(&c.path).1 == checksums::FILE.as_bytes())
+        .collect();
+    for list in lists {
+        let path = list.path.clone();
+        if list.len > checksums::MAX_BYTES {
+            return Err(Error::corrupt(format!(
+                "`{path}` is too large to be a list"
+            )));
+        }
+        let (folder, _) = parted(&path);
+        let (thing, cx, runtime) = (thing.clone(), cx.clone(), Handle::current());
+        let read = blocking(move || checksums_in(&cx, &thing, &folder, &runtime)).await;
+        let (found, notes) = read.map_err(|e| e.within(format!("`{path}`")))?;
+        let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "not said".into());
+        said.push(format!(
+            "`{path}`: type {}, date {}{}",
+            word(&found.kind),
+            word(&found.date),
+            if found.is_empty() {
+                ", no checksums"
+            } else {
+                ""
+            }
+        ));
+        said.extend(notes);
+    }
+    Ok(said)
+}
+
+/// One pass over a folder of it.
+fn checksums_in(
+    cx: &Context,
+    thing: &Foreign,
+    folder: &[u8],
+    runtime: &Handle,
+) -> Result<(Checksums, Vec<String>)> {
+    let (mut list, mut there, mut all) = (Vec::new(), BTreeMap::new(), Summing::default());
+    thing.pass(runtime, &mut |entry, body| {
+        cx.check_cancelled()?;
+        let path = entry.path.to_string();
+        let within = String::from_utf8_lossy(folder);
+        let inside = match path.strip_prefix(&*within) {
+            Some(rest) if entry.meta.kind == Kind::File => rest.trim_start_matches('/').to_owned(),
+            _ => return Ok(()),
+        };
+        let read = if inside == checksums::FILE {
+            body.read_to_end(&mut list).map(drop)
+        } else {
+            checksums::sums_of(body, &mut all).map(|sums| drop(there.insert(inside, sums)))
+        };
+        read.map_err(|e| said(e, &path))
+    })?;
+    let found = Checksums::parse(&list)?;
+    let notes = found.compare(&there, &all.done())?;
+    Ok((found, notes))
+}
+
 /// Empty where a body is compressed and damaged: whoever wants it will find that out.
 fn head_of(body: &mut dyn Read, name: &str) -> Bytes {
     let mut head = Vec::new();
@@ -225,10 +293,10 @@ fn parted(path: &MemberPath) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
-type Found = BTreeMap<String, HashMap<MemberPath, Vec<Claim>>>;
+pub(crate) type Found = BTreeMap<String, HashMap<MemberPath, Vec<Claim>>>;
 
 /// Who claims what. Two claims on one entry are refused, unless `--as ENTRY=SOURCE` decides.
-fn claims(
+pub(crate) fn claims(
     config: &Config,
     request: &Request,
     thing: &Foreign,
@@ -322,7 +390,7 @@ fn decided_for<'d>(decided: &'d HashMap<String, String>, path: &MemberPath) -> O
 }
 
 /// Files that no source takes; a folder of which nothing is taken is named alone.
-fn unclaimed(
+pub(crate) fn unclaimed(
     candidates: &[Candidate],
     found: &Found,
     left_out: &HashSet<MemberPath>,
@@ -434,6 +502,11 @@ fn target(
 }
 
 impl Claimed {
+    /// Of a thing, by entry.
+    pub(crate) fn new(thing: Arc<Foreign>, by_path: HashMap<MemberPath, Vec<Claim>>) -> Arc<Self> {
+        Arc::new(Self { thing, by_path })
+    }
+
     /// Entries of each unit and stage, as the source must give them back.
     pub(crate) fn counts(&self) -> Vec<UnitCount> {
         let mut counts: BTreeMap<(String, String, Stage), u64> = BTreeMap::new();
@@ -598,7 +671,7 @@ impl Read for Watched<'_> {
 }
 
 /// Said of files that no source takes.
-pub(crate) fn unclaimed_cause(what: &str) -> Cause {
+pub fn unclaimed_cause(what: &str) -> Cause {
     let mut cause = Cause::partial(what, "no source here knows what this is");
     cause.hint = Some(
         "enable the source that it is for, or repeat with --only and the sources that you want"

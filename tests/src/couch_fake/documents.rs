@@ -184,7 +184,8 @@ impl Site {
         let mut all = Vec::new();
         for json in documents {
             let given = given(json)?;
-            if json.len() > limit {
+            // Attachments do not count.
+            if given.body.len() > limit {
                 return Err(Refused(413, "document_too_large", given.id));
             }
             if as_they_are {

@@ -95,6 +95,8 @@ impl Asked {
             revisions: self.flag("revs"),
             attachments: if self.flag("attachments") {
                 Listed::Inline
+            } else if self.flag("att_encoding_info") {
+                Listed::StubsWithEncoding
             } else {
                 Listed::Stubs
             },
@@ -862,7 +864,7 @@ impl Site {
         if let Some(id) = id {
             id.clone_into(&mut given.id);
         }
-        if text.len() > self.faults.max_document.unwrap_or(8_000_000) {
+        if given.body.len() > self.faults.max_document.unwrap_or(8_000_000) {
             return Err(Refused(413, "document_too_large", given.id));
         }
         if let Some(rev) = asked.query.get("rev") {

@@ -15,8 +15,12 @@ pub fn listed(leaf: &Leaf, how: Listed) -> String {
                 format!("\"digest\":{}", quoted(&a.digest)),
             ];
             match how {
-                Listed::Stubs => {
-                    fields.extend([format!("\"length\":{}", a.length), "\"stub\":true".into()])
+                Listed::Stubs | Listed::StubsWithEncoding => {
+                    fields.extend([format!("\"length\":{}", a.length), "\"stub\":true".into()]);
+                    if how == Listed::StubsWithEncoding && a.gzip {
+                        fields.push("\"encoding\":\"gzip\"".into());
+                        fields.push(format!("\"encoded_length\":{}", a.stored.len()));
+                    }
                 }
                 Listed::Follow => {
                     fields.push(format!("\"length\":{}", a.length));
@@ -42,6 +46,7 @@ pub fn listed(leaf: &Leaf, how: Listed) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listed {
     Stubs,
+    StubsWithEncoding,
     Follow,
     Inline,
 }

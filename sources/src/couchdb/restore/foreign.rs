@@ -84,6 +84,32 @@ pub async fn restore(
     Ok(restoring.tally)
 }
 
+/// Reads all documents; says of each file what is not whole in it.
+pub async fn examine(cx: &Context, mut input: Input) -> Result<Vec<String>> {
+    let mut lacking = Vec::new();
+    let members = input.stage(Stage::Data).await?;
+    while let Some(member) = members.next().await? {
+        let path = member.path.to_string();
+        let left = looked_through(cx, member).await?;
+        lacking.extend(left.said(&path));
+    }
+    Ok(lacking)
+}
+
+/// Every document of a member, read and not written.
+async fn looked_through(cx: &Context, member: Member) -> Result<Left> {
+    let path = member.path.to_string();
+    let within = |e: Error| e.within(format!("`{path}`"));
+    let (mut reading, mut left) = (Reading::of(member), Left::default());
+    while let Some(items) = reading.next().await.map_err(within)? {
+        cx.check_cancelled()?;
+        for item in items {
+            ready(&item, &mut left).map_err(within)?;
+        }
+    }
+    Ok(left)
+}
+
 /// A document of others, ready for `_bulk_docs`.
 struct Ready {
     json: Bytes,
@@ -103,6 +129,21 @@ impl Left {
         if self.named.len() < NAMED {
             self.named.push(what);
         }
+    }
+
+    /// The same in one line, where there is any.
+    fn said(&self, path: &str) -> Option<String> {
+        let more = match self.count as usize - self.named.len() {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        (self.count > 0).then(|| {
+            format!(
+                "`{path}`: {} documents are not whole in it: {}{more}",
+                self.count,
+                self.named.join("; ")
+            )
+        })
     }
 }
 
@@ -150,19 +191,7 @@ impl Restoring<'_> {
             self.block(&group, &target, &block, winners.as_deref())
                 .await?;
             designs.push((group.clone(), later));
-            if left.count > 0 {
-                let more = left.count as usize - left.named.len();
-                let more = if more > 0 {
-                    format!("; and {more} more")
-                } else {
-                    String::new()
-                };
-                self.tally.failed.push(format!(
-                    "`{path}`: {} documents are not whole in it: {}{more}",
-                    left.count,
-                    left.named.join("; ")
-                ));
-            }
+            self.tally.failed.extend(left.said(&path));
             let broken = reading.items.broken();
             if broken > 0 {
                 self.tally.warnings.push(format!(
@@ -238,16 +267,8 @@ impl Restoring<'_> {
     async fn survey(&mut self, input: &mut Input) -> Result<()> {
         let members = input.stage(Stage::Schema).await?;
         while let Some(member) = members.next().await? {
-            let (group, path) = (member.unit.0.clone(), member.path.to_string());
-            let mut reading = Reading::of(member);
-            let within = |e: Error| e.within(format!("`{path}`"));
-            let mut left = Left::default();
-            while let Some(items) = reading.next().await.map_err(within)? {
-                self.cx.check_cancelled()?;
-                for item in items {
-                    ready(&item, &mut left).map_err(within)?;
-                }
-            }
+            let group = member.unit.0.clone();
+            looked_through(self.cx, member).await?;
             self.count(&group, Stage::Schema, (1, 0, 0));
             let definition = Definition {
                 name: self.database(&group),

@@ -193,6 +193,11 @@ pub async fn restore(
     Ok(restoring.tally)
 }
 
+/// The checking pass alone.
+pub async fn examine(cx: &Context, mut input: Input) -> Result<Vec<String>> {
+    Survey::of(cx, &mut input).await.map(|_| Vec::new())
+}
+
 /// What the first pass found.
 #[derive(Default)]
 struct Survey {

@@ -25,6 +25,8 @@ pub struct Faults {
     pub compacted: bool,
     /// Largest document that is taken.
     pub max_document: Option<usize>,
+    /// Documents beyond which a request is not done in time.
+    pub late_over: Option<usize>,
     /// Largest request that is taken.
     pub max_request: Option<usize>,
     /// A database that goes, and is made anew, as soon as one of its documents was read.

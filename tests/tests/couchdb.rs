@@ -418,6 +418,54 @@ async fn nothing_ends_well_that_did_not_go_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_late_gets_less_at_a_time() {
+    let fake = Fake::start(ACCOUNT).await;
+    seed_small(&mut fake.site(), "app", 2, 2000);
+    let before = contents(&fake);
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    let whole = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    whole.bk(&["backup"]).ended(0);
+    fake.site().faults.late_over = Some(60);
+    home.bk(&["backup"]).ended(0);
+    assert_eq!(blocks(&whole).await, blocks(&home).await);
+    home.bk(&["restore", "--yes"]).ended(0);
+    fake.site().faults = Faults::default();
+    same(&before, &contents(&fake), "after a restore in small steps");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_documents_pass_through_little_memory() {
+    let fake = Fake::start(ACCOUNT).await;
+    let mut rng = SmallRng::seed_from_u64(seed(25));
+    seed_small(&mut fake.site(), "app", 2, 300);
+    for n in 0..long(50, 600) {
+        let text = base64(&noise(&mut rng, 1_200_000));
+        fake.site().put(
+            "app",
+            &format!("{{\"_id\":\"heavy {n}\",\"text\":\"{text}\"}}"),
+        );
+    }
+    for n in 0..long(30, 300) {
+        let name = format!("pictured {n}");
+        let picture = noise(&mut rng, 100_000 << (n % 6));
+        fake.site()
+            .attach("app", &name, "picture", "image/png", picture);
+    }
+    let before = contents(&fake);
+    let home = Home::new(&settings(&fake, "databases = [\"app\"]\n"));
+    let (backed_up, peak) = home.bk_watched(&["backup"]);
+    backed_up.ended(0);
+    let (restored, peak_of_restore) = home.bk_watched(&["restore", "--yes"]);
+    restored.ended(0);
+    println!("{peak} MiB to back up, {peak_of_restore} MiB to restore");
+    same(&before, &contents(&fake), "large documents");
+    assert!(
+        peak < 256 && peak_of_restore < 256,
+        "{peak} {peak_of_restore}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_tried_once() {
     let fake = Fake::start(ACCOUNT).await;
     seed_small(&mut fake.site(), "app", 2, 100);

@@ -2,8 +2,8 @@
 
 use crate::couchdb::CouchdbSettings;
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, settings, unsupported};
-use bytes::Bytes;
+use bk_core::error::{Error, ErrorKind, Result, bug, settings, unsupported};
+use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, Url};
 use serde::Deserialize;
@@ -32,6 +32,8 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(100);
 const BUSY_PATIENCE: Duration = Duration::from_secs(20);
 /// How often a body that is read as it comes is begun.
 const OPEN_TRIES: u32 = 6;
+/// Room that an answer gets at first, where it says that it is at least as long.
+const FIRST_ROOM: usize = 8 << 20;
 /// An internal error may pass, or be the fault of what was sent.
 const INTERNAL_TRIES: u32 = 3;
 
@@ -214,7 +216,7 @@ impl Request {
 }
 
 /// A whole answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
@@ -294,6 +296,10 @@ enum Tried {
     Answered(Answer),
     /// It may go well another time; the server may have said when.
     Again(String, Option<Duration>),
+    /// The same, and less would go well sooner: nobody was done in time.
+    Late(String),
+    /// The answer is larger than it may be.
+    TooLarge,
     /// Nobody answered, or not to the end.
     Broken(String),
 }
@@ -311,21 +317,44 @@ impl Connection {
 
     /// Sends until there is an answer that says yes or no. An answer that was cut off is none.
     pub async fn send(&self, request: &Request) -> Result<Answer> {
+        match self.sent(request, None).await? {
+            Some(answer) => Ok(answer),
+            None => Err(bug("an answer without a limit passed it")),
+        }
+    }
+
+    /// The same of what can be asked for in parts. Nothing where less should be asked for at a time: the server is late, or the answer is larger
+    /// than this.
+    pub async fn send_in_parts(&self, request: &Request, most: usize) -> Result<Option<Answer>> {
+        let sent = self.sent(request, Some(most)).await?;
+        if sent.is_none() {
+            self.pause(FIRST_WAIT).await?;
+        }
+        Ok(sent)
+    }
+
+    async fn sent(&self, request: &Request, most: Option<usize>) -> Result<Option<Answer>> {
         let mut wait = FIRST_WAIT;
         let mut waited = Duration::ZERO;
         let mut internal = 0;
         loop {
             let begun = tokio::time::Instant::now();
             let mut patience = self.patience;
-            let (why, asked) = match self.one_try(request).await? {
+            let (why, asked) = match self.one_try(request, most).await? {
                 Tried::Answered(answer) if answer.status == 500 => {
                     internal += 1;
                     if internal >= INTERNAL_TRIES {
-                        return Ok(answer);
+                        return Ok(Some(answer));
                     }
                     (answer.words(), None)
                 }
-                Tried::Answered(answer) => return Ok(answer),
+                Tried::Answered(answer) => return Ok(Some(answer)),
+                Tried::TooLarge => return Ok(None),
+                Tried::Late(_) if most.is_some() => return Ok(None),
+                Tried::Late(why) => {
+                    patience = patience.max(BUSY_PATIENCE);
+                    (why, None)
+                }
                 Tried::Again(why, asked) => {
                     // Whoever answers is there.
                     patience = patience.max(BUSY_PATIENCE);
@@ -355,13 +384,19 @@ impl Connection {
 
     /// Sends once.
     pub async fn send_once(&self, request: &Request) -> Result<Answer> {
-        match self.one_try(request).await? {
-            Tried::Answered(answer) => Ok(answer),
-            Tried::Again(why, _) | Tried::Broken(why) => Err(Error::new(
-                ErrorKind::Unreachable,
-                format!("{}: {why}", self.place),
-            )),
-        }
+        let tried = self.one_try(request, None).await?;
+        self.answered(tried)
+    }
+
+    /// An answer, or why there is none.
+    fn answered(&self, tried: Tried) -> Result<Answer> {
+        let why = match tried {
+            Tried::Answered(answer) => return Ok(answer),
+            Tried::Again(why, _) | Tried::Broken(why) | Tried::Late(why) => why,
+            Tried::TooLarge => "the answer is too large".into(),
+        };
+        let why = format!("{}: {why}", self.place);
+        Err(Error::new(ErrorKind::Unreachable, why))
     }
 
     /// Waits as long as the server needs, unless the run is stopped.
@@ -400,12 +435,16 @@ impl Connection {
                 Ok(Ok(response)) if response.status().as_u16() == 200 => return Ok(response),
                 Ok(Ok(response)) => {
                     let answer = self
-                        .unless_stopped(self.collected(response))
+                        .unless_stopped(collected(response, usize::MAX))
                         .await?
-                        .map_err(|e| self.broken(&e))?;
+                        .map_err(|e| self.broken(&e))?
+                        .unwrap_or_default();
                     match self.look(answer, None)? {
                         Tried::Answered(answer) => return Err(answer.refusal(doing)),
-                        Tried::Again(why, _) | Tried::Broken(why) => why,
+                        other => match self.answered(other) {
+                            Ok(answer) => answer.words(),
+                            Err(error) => error.what,
+                        },
                     }
                 }
                 Ok(Err(error)) => chain(&error),
@@ -454,13 +493,14 @@ impl Connection {
         }
     }
 
-    async fn one_try(&self, request: &Request) -> Result<Tried> {
+    async fn one_try(&self, request: &Request, most: Option<usize>) -> Result<Tried> {
         let response = match self
             .unless_stopped(self.built(&self.client, request).send())
             .await?
         {
             Ok(response) => response,
             Err(error) if is_hopeless(&error) => return Err(self.broken(&error)),
+            Err(error) if error.is_timeout() => return Ok(Tried::Late(chain(&error))),
             Err(error) => return Ok(Tried::Broken(chain(&error))),
         };
         let asked = response
@@ -468,8 +508,11 @@ impl Connection {
             .get(RETRY_AFTER)
             .and_then(|after| after.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
-        let answer = match self.unless_stopped(self.collected(response)).await? {
-            Ok(answer) => answer,
+        let most = most.unwrap_or(usize::MAX);
+        let answer = match self.unless_stopped(collected(response, most)).await? {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(Tried::TooLarge),
+            Err(error) if error.is_timeout() => return Ok(Tried::Late(chain(&error))),
             Err(error) => {
                 let why = format!("an answer was cut off: {}", chain(&error));
                 return Ok(Tried::Broken(why));
@@ -500,7 +543,9 @@ impl Connection {
                 )
                 .hint("wait until the server opens it again (5 minutes by default), and mend the password of whoever tries"))
             }
-            408 | 429 | 502 | 503 | 504 => Ok(Tried::Again(answer.words(), asked)),
+            408 | 504 => Ok(Tried::Late(answer.words())),
+            429 | 502 | 503 => Ok(Tried::Again(answer.words(), asked)),
+            500 if answer.words().contains("timeout") => Ok(Tried::Late(answer.words())),
             500 if is_overload(&answer) => Ok(Tried::Again(answer.words(), asked)),
             412 if answer.word() == "nodedown" => Ok(Tried::Again(answer.words(), asked)),
             300..=399 => Err(unsupported(format!(
@@ -512,30 +557,14 @@ impl Connection {
         }
     }
 
-    async fn collected(&self, response: Response) -> Result<Answer, reqwest::Error> {
-        let status = response.status().as_u16();
-        let kind = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|kind| kind.to_str().ok())
-            .unwrap_or_default()
-            .to_owned();
-        let body = response.bytes().await?;
-        Ok(Answer { status, kind, body })
-    }
-
     async fn whole(&self, response: Response) -> Result<Answer> {
         let answer = self
-            .unless_stopped(self.collected(response))
+            .unless_stopped(collected(response, usize::MAX))
             .await?
-            .map_err(|e| self.broken(&e))?;
-        match self.look(answer, None)? {
-            Tried::Answered(answer) => Ok(answer),
-            Tried::Again(why, _) | Tried::Broken(why) => Err(Error::new(
-                ErrorKind::Unreachable,
-                format!("{}: {why}", self.place),
-            )),
-        }
+            .map_err(|e| self.broken(&e))?
+            .unwrap_or_default();
+        let looked = self.look(answer, None)?;
+        self.answered(looked)
     }
 
     /// For whoever waits on this server.
@@ -560,10 +589,28 @@ impl Connection {
     }
 }
 
+/// An answer to its end, unless it is larger than this.
+async fn collected(mut response: Response, most: usize) -> Result<Option<Answer>, reqwest::Error> {
+    let status = response.status().as_u16();
+    let kind = response.headers().get(CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.to_owned();
+    let told = response.content_length().unwrap_or(0);
+    let mut body = BytesMut::with_capacity(told.min(most.min(FIRST_ROOM) as u64) as usize);
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let body = body.freeze();
+    Ok(Some(Answer { status, kind, body }))
+}
+
 /// What a server says that is busy, or does not know yet where its shards are.
 fn is_overload(answer: &Answer) -> bool {
     let words = answer.words();
-    ["timeout", "No DB shards could be opened", "nodedown"]
+    ["No DB shards could be opened", "nodedown"]
         .iter()
         .any(|overload| words.contains(overload))
 }

@@ -15,6 +15,8 @@ use std::collections::{HashMap, HashSet};
 pub const MOST: usize = 500;
 /// What an answer should weigh at most.
 pub const ANSWER_BYTES: usize = 4 << 20;
+/// What it may weigh at all, where fewer can be asked for: each request in flight holds one.
+const MOST_BYTES: usize = 2 * ANSWER_BYTES;
 /// Attachments of a document that come with those of others.
 const SMALL_BYTES: u64 = 256 << 10;
 /// A document with more is read as it comes.
@@ -41,6 +43,10 @@ pub struct Fetched {
     pub missing: Vec<Leaf>,
     /// What the answer weighed.
     pub bytes: usize,
+    /// Of how many it was.
+    pub asked: usize,
+    /// Those that were not asked for: together they were too much. They follow.
+    pub left: Vec<Leaf>,
 }
 
 #[derive(Deserialize)]
@@ -80,14 +86,23 @@ struct Kept {
     attached: Option<u64>,
 }
 
-/// Reads leaves of a database.
+/// Reads leaves of a database, as many as an answer holds: the rest is `left`.
 pub async fn fetch(
     connection: &Connection,
     (database, is_full): (&str, bool),
-    leaves: Vec<Leaf>,
+    mut leaves: Vec<Leaf>,
     which: Which,
 ) -> Result<Fetched> {
-    let (kept, bytes) = ask(connection, (database, is_full), &leaves, which).await?;
+    let mut left = Vec::new();
+    let (mut kept, bytes) = loop {
+        let asked = ask(connection, (database, is_full), &leaves, which).await?;
+        if let Some(asked) = asked {
+            break asked;
+        }
+        let mut later = leaves.split_off(leaves.len() / 2);
+        later.append(&mut left);
+        left = later;
+    };
     let there: HashSet<&Leaf> = kept.iter().map(|kept| &kept.leaf).collect();
     let missing = match which {
         Which::Exact => leaves
@@ -104,8 +119,13 @@ pub async fn fetch(
                 .collect()
         }
     };
+    let fit = fit(&kept, is_full);
+    let later = kept.split_off(fit).into_iter().map(|kept| kept.leaf);
+    left.splice(0..0, later);
     let mut fetched = Fetched {
         bytes,
+        asked: fit,
+        left,
         missing,
         documents: Vec::with_capacity(kept.len()),
     };
@@ -134,13 +154,24 @@ pub async fn fetch(
     Ok(fetched)
 }
 
-/// Without attachments; a server that has no form of its own for them sends them in its JSON.
+/// How many of them can be held with their attachments: at least one.
+fn fit(kept: &[Kept], is_full: bool) -> usize {
+    let mut bytes = 0;
+    let held = |kept: &Kept| kept.attached.filter(|b| is_full && *b <= LARGE_BYTES);
+    let fit = kept.iter().take_while(|kept| {
+        bytes += held(kept).unwrap_or(0);
+        bytes <= MOST_BYTES as u64
+    });
+    fit.count().max(1).min(kept.len())
+}
+
+/// Without attachments; a server that has no form of its own for them sends them in its JSON. Nothing where fewer must be asked for.
 async fn ask(
     connection: &Connection,
     (database, is_full): (&str, bool),
     leaves: &[Leaf],
     which: Which,
-) -> Result<(Vec<Kept>, usize)> {
+) -> Result<Option<(Vec<Kept>, usize)>> {
     let inline = if is_full { "" } else { "&attachments=true" };
     let latest = if which == Which::Latest {
         "&latest=true"
@@ -152,7 +183,13 @@ async fn ask(
     let reading = format!("reading documents of `{database}`");
     let mut tries = 0;
     loop {
-        let answer = connection.send(&request).await?;
+        let answer = match leaves {
+            [_] => Some(connection.send(&request).await?),
+            _ => connection.send_in_parts(&request, MOST_BYTES).await?,
+        };
+        let Some(answer) = answer else {
+            return Ok(None);
+        };
         if matches!(answer.status, 404 | 405) && answer.word() != "not_found" {
             return Err(unsupported(format!(
                 "{reading}: the server has no `_bulk_get`, as those before CouchDB 2"
@@ -160,7 +197,7 @@ async fn ask(
         }
         let answer = answer.good(&reading)?;
         match kept(&answer, leaves, which) {
-            Ok(kept) => return Ok((kept, answer.body.len())),
+            Ok(kept) => return Ok(Some((kept, answer.body.len()))),
             Err(error) if tries == TRIES => return Err(error.within(reading)),
             Err(_) => tries += 1,
         }

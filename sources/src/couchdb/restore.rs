@@ -24,8 +24,9 @@ use merge::Winners;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use tokio::task::JoinSet;
-use writing::{Target, Written};
+use writing::{BATCH_DOCUMENTS, Target, Written};
 
 /// Where replications wait.
 const PARKED: &str = "bk_parked_replicator";
@@ -227,6 +228,7 @@ impl<'a> Restoring<'a> {
             database: self.database(&group),
             is_full: self.is_full,
             merged: false,
+            at_once: Arc::new(AtomicUsize::new(BATCH_DOCUMENTS)),
         };
         let database = Database {
             target,

@@ -521,6 +521,7 @@ impl Site {
         if mixed && asked.flag("attachments") {
             telling.attachments = Listed::Follow;
         }
+        self.in_time(body["docs"].as_array().map_or(0, Vec::len))?;
         let outer = self.boundary();
         let compacted = self.faults.compacted;
         let (mut results, mut parts) = (Vec::new(), Vec::new());
@@ -633,6 +634,17 @@ impl Site {
         }
     }
 
+    fn in_time(&self, documents: usize) -> Result<(), Refused> {
+        match self.faults.late_over {
+            Some(most) if documents > most => Err(Refused(
+                500,
+                "timeout",
+                "The request could not be processed in a reasonable amount of time.".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn bulk_docs(&mut self, asked: &Asked, name: &str) -> Result<Answer, Refused> {
         let members = members(asked.text()?).map_err(|e| Refused(400, "bad_request", e))?;
         let member = |wanted: &str| {
@@ -652,6 +664,7 @@ impl Site {
             })?;
         let docs: Vec<String> = docs.iter().map(|doc| doc.get().to_owned()).collect();
         let as_they_are = member("new_edits") == Some("false");
+        self.in_time(docs.len())?;
         self.bulk(name, &docs, as_they_are)
             .map(|answer| said(201, answer))
     }

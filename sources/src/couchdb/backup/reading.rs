@@ -156,10 +156,9 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
         let fetch = |batch: Vec<Leaf>| {
             let (connection, at_once) = (&connection, &at_once);
             async move {
-                let asked = batch.len();
                 let fetched =
                     documents::fetch(connection, (name, is_full), batch, Which::Exact).await?;
-                adapt(at_once, asked, fetched.bytes);
+                adapt(at_once, &fetched);
                 Ok::<_, Error>(fetched)
             }
         };
@@ -167,8 +166,16 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
             .map(fetch)
             .buffered(self.reading.parallel);
         while let Some(fetched) = answers.next().await {
-            self.cx.check_cancelled()?;
-            self.take(fetched?, segments, (lane, out)).await?;
+            let mut fetched = fetched?;
+            loop {
+                self.cx.check_cancelled()?;
+                let left = std::mem::take(&mut fetched.left);
+                self.take(fetched, segments, (lane, out)).await?;
+                if left.is_empty() {
+                    break;
+                }
+                fetched = fetch(left).await?;
+            }
         }
         drop(answers);
         self.done.designs.append(&mut designs);
@@ -255,10 +262,14 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
         let (name, is_full) = (self.database.name.as_str(), self.reading.is_full);
         let mut segments = Segments::new(&self.database.path(&format!("changes-{}.", ROUNDS + 1)));
         for some in leaves.chunks(documents::MOST) {
-            let asked = (name, is_full);
-            let fetched =
-                documents::fetch(self.connection(), asked, some.to_vec(), Which::Latest).await?;
-            self.take(fetched, &mut segments, (lane, out)).await?;
+            let mut left = some.to_vec();
+            while !left.is_empty() {
+                let asked = (name, is_full);
+                let mut fetched =
+                    documents::fetch(self.connection(), asked, left, Which::Latest).await?;
+                left = std::mem::take(&mut fetched.left);
+                self.take(fetched, &mut segments, (lane, out)).await?;
+            }
         }
         segments.finish(lane, out).await?;
         let Some((id, revs)) = self.owed.iter().next() else {
@@ -280,9 +291,12 @@ impl<F: FnMut(u64) + Send> One<'_, F> {
 }
 
 /// Fewer documents when an answer was too large, more when it was small.
-fn adapt(at_once: &AtomicUsize, asked: usize, bytes: usize) {
+fn adapt(at_once: &AtomicUsize, fetched: &Fetched) {
+    let (asked, bytes) = (fetched.asked, fetched.bytes);
     let most = at_once.load(Ordering::Relaxed);
-    let next = if bytes > documents::ANSWER_BYTES {
+    let next = if !fetched.left.is_empty() {
+        asked
+    } else if bytes > documents::ANSWER_BYTES {
         asked * documents::ANSWER_BYTES / bytes
     } else if asked == most && bytes < documents::ANSWER_BYTES / 2 {
         most * 2
@@ -294,21 +308,17 @@ fn adapt(at_once: &AtomicUsize, asked: usize, bytes: usize) {
 
 /// Leaves of design documents as they are now: one that was replaced meanwhile comes as what replaced it.
 pub async fn designs(reading: &Reading, database: &Database, leaves: Vec<Leaf>) -> Result<Fetched> {
-    let fetched = documents::fetch(
-        &reading.connection,
-        (&database.name, reading.is_full),
-        leaves,
-        Which::Latest,
-    )
-    .await?;
-    match fetched.missing.first() {
-        None => Ok(fetched),
-        Some(leaf) => Err(Error::new(
-            ErrorKind::Unreachable,
-            format!(
-                "{} cannot be read any more; repeat the backup",
-                leaf.shown()
-            ),
-        )),
+    let (mut all, mut left) = (Fetched::default(), leaves);
+    while !left.is_empty() {
+        let asked = (database.name.as_str(), reading.is_full);
+        let mut fetched = documents::fetch(&reading.connection, asked, left, Which::Latest).await?;
+        left = std::mem::take(&mut fetched.left);
+        all.documents.append(&mut fetched.documents);
+        if let Some(leaf) = fetched.missing.first() {
+            let what = leaf.shown();
+            let why = format!("{what} cannot be read any more; repeat the backup");
+            return Err(Error::new(ErrorKind::Unreachable, why));
+        }
     }
+    Ok(all)
 }

@@ -12,9 +12,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Documents of one request, and their bytes.
-const BATCH_DOCUMENTS: usize = 500;
+pub const BATCH_DOCUMENTS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
 /// A document with larger attachments is sent alone.
 const INLINE_BYTES: usize = 256 << 10;
@@ -41,6 +43,8 @@ pub struct Target {
     pub is_full: bool,
     /// Whether it holds what this restore did not write.
     pub merged: bool,
+    /// Documents that the server takes together in time.
+    pub at_once: Arc<AtomicUsize>,
 }
 
 /// What became of documents.
@@ -107,7 +111,7 @@ impl Target {
             let mut bytes = 0;
             let fit = rest
                 .iter()
-                .take(BATCH_DOCUMENTS)
+                .take(self.at_once.load(Ordering::Relaxed))
                 .take_while(|document| {
                     bytes += document.len();
                     bytes <= BATCH_BYTES
@@ -130,7 +134,14 @@ impl Target {
     ) -> Result<()> {
         let mut waiting = vec![documents];
         while let Some(documents) = waiting.pop() {
-            let answer = self.post(documents, as_they_are).await?;
+            let Some(answer) = self.post(documents, as_they_are).await? else {
+                let half = documents.len() / 2;
+                self.at_once.store(half, Ordering::Relaxed);
+                let (one, two) = documents.split_at(half);
+                waiting.extend([two, one]);
+                continue;
+            };
+            self.grow();
             match answer.status {
                 201 | 202 => self.look(&answer, documents.len(), written)?,
                 400 | 403 | 404 | 412 | 413 | 415 | 417 | 500 if documents.len() > 1 => {
@@ -147,6 +158,15 @@ impl Target {
         Ok(())
     }
 
+    /// Back to what it was, step by step.
+    fn grow(&self) {
+        let now = self.at_once.load(Ordering::Relaxed);
+        if now < BATCH_DOCUMENTS {
+            let next = (now + now / 8 + 1).min(BATCH_DOCUMENTS);
+            self.at_once.store(next, Ordering::Relaxed);
+        }
+    }
+
     /// What no halving would change.
     fn refuse_whole_database(&self, answer: &Answer) -> Result<()> {
         let is_gone = answer.status == 404;
@@ -161,7 +181,8 @@ impl Target {
         format!("writing into `{}`", self.database)
     }
 
-    async fn post(&self, documents: &[Bytes], as_they_are: bool) -> Result<Answer> {
+    /// Nothing where the server was not done with them in time: that they are sent again in halves does no harm.
+    async fn post(&self, documents: &[Bytes], as_they_are: bool) -> Result<Option<Answer>> {
         let begin: &[u8] = if as_they_are {
             b"{\"new_edits\":false,\"docs\":["
         } else {
@@ -178,9 +199,11 @@ impl Target {
         }
         body.extend_from_slice(b"]}");
         let path = format!("/{}/_bulk_docs", encoded(&self.database));
-        self.connection
-            .send(&Request::new(Method::POST, path).json(body))
-            .await
+        let request = Request::new(Method::POST, path).json(body);
+        match documents {
+            [_] => self.connection.send(&request).await.map(Some),
+            _ => self.connection.send_in_parts(&request, usize::MAX).await,
+        }
     }
 
     /// An answer to leaves lists those alone that were refused.

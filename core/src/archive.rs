@@ -17,5 +17,6 @@ pub mod read_at;
 pub mod reader;
 pub mod tail;
 pub mod tar;
+mod tar_guard;
 pub mod writer;
 pub mod xz;

@@ -608,11 +608,11 @@ impl Prepared<'_> {
         let units = match &self.origin {
             Origin::Archive(selected, _) => {
                 compare_delivered(selected, instance, &lock(&delivered))?;
-                compare_tally(&source.name, &expected, &tally, &mut causes);
+                compare_tally(&source.name, &expected.all(), &tally, &mut causes);
                 selected.totals_of(instance).units
             }
             Origin::Foreign(_) => {
-                compare_entries(&source.name, &expected, &tally, &mut causes);
+                compare_entries(&source.name, &expected.all(), &tally, &mut causes);
                 units_of(&tally)
             }
         };

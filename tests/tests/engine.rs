@@ -629,7 +629,6 @@ impl Source for Connection {
         tally.units = input
             .units(Stage::Data)
             .chain(input.units(Stage::Large))
-            .cloned()
             .collect();
         Ok(tally)
     }

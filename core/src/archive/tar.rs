@@ -1,6 +1,7 @@
 //! Members as tar bytes: ustar headers, with pax records for what those cannot say.
 
 use crate::archive::format::RECORD_BYTES;
+use crate::archive::tar_guard::Guarded;
 use crate::error::{Error, Result};
 use crate::name::{MemberPath, escape};
 use std::io::Read;
@@ -245,10 +246,12 @@ pub fn read_foreign_members<R: Read>(
         None if path == b"." => Vec::new(),
         None => path,
     };
-    members(stream, plain, |head, body| match head.meta.kind {
-        // Its records were looked at when it was read.
-        Kind::Other(b'g') => Ok(()),
-        _ => each(head, body),
+    members(Guarded::new(stream), plain, |head, body| {
+        match head.meta.kind {
+            // Its records were looked at when it was read.
+            Kind::Other(b'g') => Ok(()),
+            _ => each(head, body),
+        }
     })
 }
 

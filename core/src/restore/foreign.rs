@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::name::{MemberPath, escape};
 use crate::plan::{RestorePlan, Target};
 use crate::report::Cause;
-use crate::restore::input::{Body, BodyStream, Delivered, Input, Member, UnitCount, pump};
+use crate::restore::input::{Body, BodyStream, Counted, Counts, Delivered, Input, Member, pump};
 use crate::restore::{Origin, Prepared, Request};
 use crate::selector::{Matched, parse_into};
 use crate::source::{Candidate, Claim, Facts, RestoreOptions, Selected};
@@ -508,24 +508,33 @@ impl Claimed {
     }
 
     /// Entries of each unit and stage, as the source must give them back.
-    pub(crate) fn counts(&self) -> Vec<UnitCount> {
-        let mut counts: BTreeMap<(String, String, Stage), u64> = BTreeMap::new();
+    fn counts(&self) -> Counts {
+        let mut counts: BTreeMap<(String, String), BTreeMap<Stage, u64>> = BTreeMap::new();
         for claim in self.by_path.values().flatten() {
-            if let Some((group, unit)) = claim.unit.clone() {
-                *counts.entry((group, unit, claim.stage)).or_default() += 1;
+            if let Some(unit) = claim.unit.clone() {
+                *counts
+                    .entry(unit)
+                    .or_default()
+                    .entry(claim.stage)
+                    .or_default() += 1;
             }
         }
-        counts
-            .into_iter()
-            .map(|((group, name, stage), members)| UnitCount {
-                group,
-                name,
+        let (mut names, mut counted) = (Vec::new(), Vec::new());
+        for (unit, stages) in counts {
+            let number = names.len() as u32;
+            names.push(unit);
+            counted.extend(stages.into_iter().map(|(stage, members)| Counted {
+                unit: number,
                 stage,
                 members,
                 rows: 0,
                 bytes: 0,
-            })
-            .collect()
+            }));
+        }
+        Counts {
+            names: Arc::new(names),
+            counted: Arc::new(counted),
+        }
     }
 
     pub(crate) fn input(
@@ -539,7 +548,7 @@ impl Claimed {
             instance: instance.into(),
             facts: Facts::default(),
             unit_names: Arc::default(),
-            counts: Arc::new(self.counts()),
+            counts: self.counts(),
             failed: Vec::new(),
             from: super::input::From::Foreign(self.clone()),
             delivered,

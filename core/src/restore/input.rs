@@ -42,13 +42,55 @@ pub struct UnitCount {
     pub bytes: u64,
 }
 
+/// Counts of many units: their names stand elsewhere, once. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Counts {
+    /// Group and name by number.
+    pub(crate) names: Arc<Vec<(String, String)>>,
+    /// What each has in a stage.
+    pub(crate) counted: Arc<Vec<Counted>>,
+}
+
+/// What a unit has in a stage.
+#[derive(Clone, Copy)]
+pub(crate) struct Counted {
+    pub(crate) unit: u32,
+    pub(crate) stage: Stage,
+    pub(crate) members: u64,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Counts {
+    /// With their names, those of one stage or all.
+    pub(crate) fn of_stage(&self, stage: Option<Stage>) -> impl Iterator<Item = UnitCount> {
+        let wanted = move |count: &&Counted| stage.is_none_or(|stage| count.stage == stage);
+        self.counted.iter().filter(wanted).map(|count| {
+            let (group, name) = self.names[count.unit as usize].clone();
+            UnitCount {
+                group,
+                name,
+                stage: count.stage,
+                members: count.members,
+                rows: count.rows,
+                bytes: count.bytes,
+            }
+        })
+    }
+
+    /// All with their names.
+    pub(crate) fn all(&self) -> Vec<UnitCount> {
+        self.of_stage(None).collect()
+    }
+}
+
 /// What is selected of one instance.
 pub struct Input {
     pub(crate) cx: Context,
     pub(crate) instance: Arc<str>,
     pub(crate) facts: Facts,
     pub(crate) unit_names: Arc<Vec<(String, String)>>,
-    pub(crate) counts: Arc<Vec<UnitCount>>,
+    pub(crate) counts: Counts,
     pub(crate) failed: Vec<(String, String)>,
     pub(crate) from: From,
     pub(crate) delivered: Arc<Mutex<Delivered>>,
@@ -80,7 +122,7 @@ impl Input {
             instance: cx.instance.clone(),
             facts: Facts::default(),
             unit_names: Arc::default(),
-            counts: Arc::default(),
+            counts: Counts::default(),
             failed: Vec::new(),
             from: From::Archive(Arc::new(Copies::new(Vec::new())), HashMap::new()),
             delivered: Arc::default(),
@@ -93,8 +135,8 @@ impl Input {
     }
 
     /// Units of this stage with the counts of the backup.
-    pub fn units(&self, stage: Stage) -> impl Iterator<Item = &UnitCount> {
-        self.counts.iter().filter(move |count| count.stage == stage)
+    pub fn units(&self, stage: Stage) -> impl Iterator<Item = UnitCount> {
+        self.counts.of_stage(Some(stage))
     }
 
     /// Units that failed when they were backed up: never dropped, never replaced.
@@ -248,6 +290,25 @@ pub struct Member {
 }
 
 impl Member {
+    /// The whole body of what others made, in memory: unless it is larger than such a thing ever is.
+    pub async fn bytes_up_to(self, most: usize) -> Result<Bytes> {
+        let mut stream = match self.body {
+            Body::Whole(bytes) => return Ok(bytes),
+            Body::Stream(stream) => stream,
+        };
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await? {
+            if bytes.len() + chunk.len() > most {
+                return Err(Error::corrupt(format!(
+                    "`{}` has more than {most} bytes, which nothing of its kind has",
+                    self.path
+                )));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.into())
+    }
+
     /// The whole body, in memory. Only a giant makes one over 16 MiB.
     pub async fn bytes(self) -> Result<Bytes> {
         match self.body {

@@ -6,7 +6,7 @@ use crate::archive::tail::{Line, Opened};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::manifest::Totals;
-use crate::restore::input::{Delivered, Input, UnitCount};
+use crate::restore::input::{Counted, Counts, Delivered, Input, UnitCount};
 use crate::selector::{Matched, Selection};
 use crate::source::{Facts, Selected as SelectedUnit};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -27,21 +27,11 @@ pub struct Selected {
     groups: BTreeMap<(String, String), Group>,
 }
 
-/// What a unit has in a stage.
-struct Counted {
-    unit: u32,
-    stage: Stage,
-    members: u64,
-    rows: u64,
-    bytes: u64,
-}
-
 /// What of a group is selected.
 #[derive(Default)]
 struct Group {
     taken: bool,
     left_out: bool,
-    units: BTreeSet<String>,
 }
 
 /// Gathers while the index goes by.
@@ -127,9 +117,6 @@ impl Gathering {
         } else if !line.name.is_empty() {
             group.left_out = true;
         }
-        if takes && !line.name.is_empty() {
-            group.units.insert(line.name.clone());
-        }
         if takes || line.name.is_empty() {
             let id = self.id(&line.instance, &line.group, &line.name);
             if line.failed.is_some() && self.failed.insert(id) {
@@ -210,10 +197,14 @@ impl Selected {
         {
             debug_assert_eq!(of, instance);
             if what.left_out {
-                selected.extend(what.units.iter().map(|unit| SelectedUnit {
-                    group: group.clone(),
-                    unit: Some(unit.clone()),
-                }));
+                selected.extend(
+                    self.units_of(of, group)
+                        .into_iter()
+                        .map(|unit| SelectedUnit {
+                            group: group.clone(),
+                            unit: Some(unit.to_owned()),
+                        }),
+                );
             } else {
                 selected.push(SelectedUnit {
                     group: group.clone(),
@@ -222,6 +213,16 @@ impl Selected {
             }
         }
         selected
+    }
+
+    /// Units of a group that are selected, those too that failed at backup.
+    fn units_of(&self, instance: &str, group: &str) -> BTreeSet<&str> {
+        self.names
+            .iter()
+            .zip(&self.instances)
+            .filter(|((of, name), by)| of == group && !name.is_empty() && ***by == *instance)
+            .map(|((_, name), _)| name.as_str())
+            .collect()
     }
 
     /// Blocks that hold anything selected of this instance, with those parts only.
@@ -252,7 +253,7 @@ impl Selected {
             instance: instance.into(),
             facts,
             unit_names: self.unit_names(),
-            counts: Arc::new(self.counts_of(instance)),
+            counts: self.counts(instance),
             failed: self.failed_of(instance),
             from: crate::restore::input::From::Archive(copies, picked),
             delivered,
@@ -261,18 +262,14 @@ impl Selected {
 
     /// Counts per unit and stage.
     pub fn counts_of(&self, instance: &str) -> Vec<UnitCount> {
-        let of = self.counted(instance).map(|count| {
-            let (group, name) = self.names[count.unit as usize].clone();
-            UnitCount {
-                group,
-                name,
-                stage: count.stage,
-                members: count.members,
-                rows: count.rows,
-                bytes: count.bytes,
-            }
-        });
-        of.collect()
+        self.counts(instance).all()
+    }
+
+    fn counts(&self, instance: &str) -> Counts {
+        Counts {
+            names: self.names.clone(),
+            counted: Arc::new(self.counted(instance).copied().collect()),
+        }
     }
 
     /// Members and bytes per unit and stage.

@@ -81,7 +81,7 @@ struct Restoring<'a> {
     mark: mark::Where,
     /// Collections and views of this restore.
     made: BTreeMap<Unit, Made>,
-    /// Documents that each collection still waits for.
+    /// Documents that a collection still waits for; nothing for one that has none.
     waits: HashMap<Unit, u64>,
     /// Collections that the log says something of.
     logged: HashSet<Unit>,
@@ -100,16 +100,24 @@ struct Count {
 /// A collection of this restore.
 #[derive(Clone, Debug)]
 struct Made {
-    database: String,
+    database: Arc<str>,
     name: String,
     kind: Kind,
     capped: bool,
-    /// Where its documents go.
-    data_name: String,
+    /// Where its documents go, where that is another.
+    buckets: Option<String>,
     /// Whether the server knows the raw form of its documents only by name.
     raw: bool,
+    /// But for those that it has anyway.
     indexes: Vec<Vec<u8>>,
     options: Vec<u8>,
+}
+
+impl Made {
+    /// Where its documents go.
+    fn data_name(&self) -> &str {
+        self.buckets.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// How much of a collection's documents was written.
@@ -136,7 +144,7 @@ impl<'a> Restoring<'a> {
         connection: Connection,
         input: &Input,
     ) -> Self {
-        let unit = |count: &UnitCount| (count.group.clone(), count.name.clone());
+        let unit = |count: UnitCount| (count.group, count.name);
         let parallel = usize::from(source.settings.parallel);
         Self {
             cx,
@@ -155,7 +163,11 @@ impl<'a> Restoring<'a> {
             made: BTreeMap::new(),
             waits: input
                 .units(Stage::Data)
-                .map(|c| (unit(c), c.rows))
+                .filter(|count| count.rows > 0)
+                .map(|count| {
+                    let rows = count.rows;
+                    (unit(count), rows)
+                })
                 .collect(),
             logged: input.units(Stage::Finish).map(unit).collect(),
             counts: BTreeMap::new(),
@@ -414,8 +426,8 @@ impl<'a> Restoring<'a> {
         Target {
             connection: self.connection.clone(),
             cx: self.cx.clone(),
-            database: made.database.clone(),
-            collection: made.data_name.clone(),
+            database: made.database.to_string(),
+            collection: made.data_name().to_owned(),
             ordered: made.capped,
             raw: made.raw,
             limits: self.limits,

@@ -1,5 +1,6 @@
 //! Collections and views with their options: read first, tried on the target before anything makes way for them, then made.
 
+use super::indexes::is_given;
 use super::{Made, Restoring, Unit};
 use crate::mongodb::bson::{self, Writing};
 use crate::mongodb::catalogue::Collection;
@@ -11,6 +12,7 @@ use bk_core::error::{Error, Result, bug, unsupported};
 use bk_core::source::{Existing, Input, Stage};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use tokio::task::JoinSet;
 
 /// Options that servers no longer take, and that say nothing of the data.
@@ -61,14 +63,21 @@ impl Restoring<'_> {
 
     /// Takes a definition in.
     pub(super) fn define(&mut self, unit: Unit, name: String, metadata: Metadata) {
+        let before = self.made.last_key_value();
+        let same = before.filter(|(before, _)| before.0 == unit.0);
+        let database = match same {
+            Some((_, made)) => made.database.clone(),
+            None => self.database(&unit.0).into(),
+        };
+        let lasting = metadata.indexes.into_iter().filter(|i| !is_given(i));
         let made = Made {
-            database: self.database(&unit.0),
-            data_name: name.clone(),
+            database,
+            buckets: None,
             name,
             kind: metadata.kind,
             capped: bson::find(&metadata.options, b"capped").is_some_and(|flag| flag.truthy()),
             raw: false,
-            indexes: metadata.indexes,
+            indexes: lasting.collect(),
             options: metadata.options,
         };
         self.made.insert(unit, made);
@@ -167,7 +176,7 @@ impl Restoring<'_> {
 
     /// Makes the collections, some side by side; views wait.
     pub(super) async fn make_collections(&mut self) -> Result<()> {
-        let mut there: HashMap<String, BTreeMap<String, Collection>> = HashMap::new();
+        let mut there: HashMap<Arc<str>, BTreeMap<String, Collection>> = HashMap::new();
         let mut tasks: JoinSet<Created> = JoinSet::new();
         // Lent, not copied: there may be 100,000.
         let all = std::mem::take(&mut self.made);
@@ -227,7 +236,7 @@ impl Restoring<'_> {
             let there = self.there(&database).await?;
             if let Some(made) = self.made.get_mut(&unit) {
                 match there.get(&unit.1) {
-                    Some(c) if c.buckets => made.data_name = c.data_name(),
+                    Some(c) if c.buckets => made.buckets = Some(c.data_name()),
                     Some(c) if c.kind == Kind::TimeSeries => made.raw = true,
                     _ => {}
                 }

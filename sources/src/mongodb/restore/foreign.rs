@@ -27,6 +27,10 @@ use tokio::task::JoinSet;
 const BLOCK_BYTES: usize = 8 << 20;
 /// No document is larger: the largest, and what the log puts around it.
 const LARGEST_BYTES: usize = (16 << 20) + (16 << 10);
+/// What is larger describes no collection: a validator is a document, of which JSON makes twice as much at most.
+const METADATA_MAX_BYTES: usize = 32 << 20;
+/// What is larger holds no users: this is room for 100,000.
+const USERS_MAX_BYTES: usize = 64 << 20;
 const METADATA: &str = ".metadata.json";
 const DOCUMENTS: &str = ".bson";
 const LOG: &str = "oplog.bson";
@@ -266,7 +270,7 @@ impl Survey {
 
     async fn metadata(&mut self, member: Member) -> Result<()> {
         let unit = member.unit.clone();
-        let body = member.bytes().await?;
+        let body = member.bytes_up_to(METADATA_MAX_BYTES).await?;
         let metadata = Metadata::parse(&body)?;
         self.with_metadata.insert(unit.clone());
         if self.collections.insert(unit.clone(), metadata).is_some() {
@@ -434,7 +438,8 @@ impl Restoring<'_> {
                 }
             } else {
                 let unit = member.unit.clone();
-                later.users_of(&path, &member.bytes().await?)?;
+                let body = member.bytes_up_to(USERS_MAX_BYTES).await?;
+                later.users_of(&path, &body)?;
                 self.count(&unit, Stage::Finish, 0, 0);
             }
         }
@@ -520,8 +525,8 @@ impl Restoring<'_> {
             .made
             .iter()
             .map(|(unit, made)| {
-                let collection = if made.data_name.starts_with(BUCKETS) {
-                    &made.data_name
+                let collection = if made.data_name().starts_with(BUCKETS) {
+                    made.data_name()
                 } else {
                     &made.name
                 };

@@ -56,7 +56,7 @@ pub fn is_on_id(index: &[u8]) -> bool {
 }
 
 /// The index on `_id` that every collection has, or the one that a clustered collection is.
-fn is_given(index: &[u8]) -> bool {
+pub fn is_given(index: &[u8]) -> bool {
     if bson::find(index, b"clustered").is_some_and(|flag| flag.truthy()) {
         return true;
     }

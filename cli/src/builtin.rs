@@ -24,6 +24,8 @@ pub fn registry() -> Registry {
             bk_sinks::object::plugin(),
             #[cfg(feature = "s3")]
             bk_sinks::s3::plugin(),
+            #[cfg(feature = "ssh")]
+            bk_sinks::ssh::plugin(),
         ],
     }
 }

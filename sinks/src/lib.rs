@@ -6,3 +6,5 @@ pub mod local;
 pub mod object;
 #[cfg(feature = "s3")]
 pub mod s3;
+#[cfg(feature = "ssh")]
+pub mod ssh;

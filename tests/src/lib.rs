@@ -25,6 +25,7 @@ pub mod object_store;
 pub mod pouchdb;
 pub mod sink_suite;
 pub mod source_suite;
+pub mod sshd;
 
 /// One named check of a suite.
 pub type Outcome = Result<(), String>;

@@ -1,0 +1,541 @@
+//! A folder on another machine, over SSH (SFTP): the PC at home, a backup node.
+//!
+//! Every attempt writes a part of its own in the same folder, which no other session ever opens, and gets its name by a hard link, which fails
+//! where the name is taken. The server's key is compared with `host_key` or `known_hosts` before anything is said to it.
+
+mod known_hosts;
+mod login;
+mod sftp;
+mod upload;
+
+use crate::ssh::sftp::{OpenFile, Sftp};
+use crate::ssh::upload::SshUpload;
+use async_trait::async_trait;
+use bk_core::context::Context;
+use bk_core::error::{Error, ErrorKind, Result, bug};
+use bk_core::name::{ArchiveName, compact};
+use bk_core::plugin::Plugin;
+use bk_core::secret::Secret;
+use bk_core::settings::Settings;
+use bk_core::sink::{
+    Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Sink, SizeHint, Stored,
+    Upload, Was, looks_like_an_archive,
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::SignedDuration;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+const PART_PREFIX: &str = ".bk-part.";
+/// A part that was not written to for so long has no writer any more: the longest stall ends a writer far earlier.
+const LEFT_OVER_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// Room that must be left while an archive is written.
+const RESERVE_BYTES: u64 = 4 << 20;
+/// Reads that are on their way.
+const READS_IN_FLIGHT: usize = 64;
+/// A sum file, or a note.
+const SMALL_BYTES: u64 = 2 << 20;
+
+/// A host and how to log in there.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostSettings {
+    /// Name or address; IPv6 without brackets.
+    pub host: String,
+    /// TCP port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Account.
+    pub user: String,
+    /// Private key; without it and without `password` those of the agent (`SSH_AUTH_SOCK`).
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// What the private key is encrypted with.
+    #[serde(default)]
+    pub passphrase: Option<Secret>,
+    /// Password of the account.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// The server's public keys, as `ssh-ed25519 AAAA…`. With it `known_hosts` is not read.
+    #[serde(default)]
+    pub host_key: Vec<String>,
+    /// A file of OpenSSH's; without it `~/.ssh/known_hosts`.
+    #[serde(default)]
+    pub known_hosts: Option<PathBuf>,
+}
+
+/// Settings of the sink `ssh`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SshSettings {
+    /// Name or address; IPv6 without brackets.
+    pub host: String,
+    /// TCP port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Account.
+    pub user: String,
+    /// Private key; without it and without `password` those of the agent (`SSH_AUTH_SOCK`).
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// What the private key is encrypted with.
+    #[serde(default)]
+    pub passphrase: Option<Secret>,
+    /// Password of the account.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// The server's public keys, as `ssh-ed25519 AAAA…`. With it `known_hosts` is not read.
+    #[serde(default)]
+    pub host_key: Vec<String>,
+    /// A file of OpenSSH's; without it `~/.ssh/known_hosts`.
+    #[serde(default)]
+    pub known_hosts: Option<PathBuf>,
+    /// Another host that the connection goes through.
+    #[serde(default)]
+    pub jump: Option<HostSettings>,
+    /// The folder, which must be there; relative to where the account comes in.
+    pub path: String,
+}
+
+/// Where the archives are, and the way there.
+pub struct Place {
+    host: HostSettings,
+    jump: Option<HostSettings>,
+    path: String,
+}
+
+impl Place {
+    fn of(parsed: SshSettings, settings: &Settings) -> Self {
+        let resolved = |mut host: HostSettings| {
+            host.key = host.key.map(|path| settings.path(&path));
+            host.known_hosts = host.known_hosts.map(|path| settings.path(&path));
+            let secret = |secret: Option<Secret>| secret.map(|s| s.relative_to(&settings.folder));
+            host.passphrase = secret(host.passphrase);
+            host.password = secret(host.password);
+            host
+        };
+        let mut path = parsed.path;
+        while path.len() > 1 && path.ends_with('/') {
+            path.pop();
+        }
+        Self {
+            host: resolved(HostSettings {
+                host: parsed.host,
+                port: parsed.port,
+                user: parsed.user,
+                key: parsed.key,
+                passphrase: parsed.passphrase,
+                password: parsed.password,
+                host_key: parsed.host_key,
+                known_hosts: parsed.known_hosts,
+            }),
+            jump: parsed.jump.map(resolved),
+            path,
+        }
+    }
+}
+
+fn default_port() -> u16 {
+    22
+}
+
+/// The plugin.
+pub fn plugin() -> Plugin<dyn Sink> {
+    Plugin {
+        name: "ssh".into(),
+        about: "a folder on another machine over SSH (SFTP): the PC at home, a backup node".into(),
+        schema: Arc::new(|| schemars::schema_for!(SshSettings)),
+        build: Arc::new(|settings: Settings| Ok(Arc::new(Ssh::new(&settings)?))),
+    }
+}
+
+/// The sink.
+#[derive(Clone)]
+pub struct Ssh {
+    place: Arc<Place>,
+    session: Arc<Mutex<Option<Arc<Sftp>>>>,
+}
+
+impl Ssh {
+    /// By its settings.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        let parsed: SshSettings = settings.parse()?;
+        if parsed.path.is_empty() {
+            let hint = "name the folder; `.` is where the account comes in";
+            return Err(settings.fault("path", "is empty", Some(hint)));
+        }
+        Ok(Self {
+            place: Arc::new(Place::of(parsed, settings)),
+            session: Arc::default(),
+        })
+    }
+
+    /// The session, or a new one where it is over.
+    async fn session(&self, cx: &Context) -> Result<Arc<Sftp>> {
+        let mut session = self.session.lock().await;
+        if let Some(sftp) = session.as_ref().filter(|sftp| !sftp.is_closed()) {
+            return Ok(sftp.clone());
+        }
+        let sftp = Arc::new(Sftp::open(cx, &self.place).await?);
+        *session = Some(sftp.clone());
+        Ok(sftp)
+    }
+
+    /// A new session, whatever became of the last.
+    async fn anew(&self, cx: &Context) -> Result<Arc<Sftp>> {
+        *self.session.lock().await = None;
+        self.session(cx).await
+    }
+
+    fn path_of(&self, name: &str) -> Result<String> {
+        let plain = !name.is_empty()
+            && name
+                .split('/')
+                .all(|part| !part.is_empty() && part != "." && part != "..");
+        if plain {
+            Ok(format!("{}/{name}", self.place.path.trim_end_matches('/')))
+        } else {
+            Err(bug(format!("`{name}` is no name in a folder")))
+        }
+    }
+
+    /// A name that nobody else has.
+    fn temporary(&self, cx: &Context, what: &str) -> Result<String> {
+        let chance = bk_core::backup::draw_id()?;
+        self.path_of(&format!("{PART_PREFIX}{}.{what}.{chance}", cx.site))
+    }
+
+    async fn is_there(&self, sftp: &Sftp, name: &str) -> Result<bool> {
+        match sftp.meta(&self.path_of(name)?).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.is_absence() => Ok(false),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn stored(&self, sftp: &Sftp, name: &str) -> Result<Stored> {
+        let meta = sftp.meta(&self.path_of(name)?).await?;
+        Ok(stored(name, &meta))
+    }
+
+    /// Whether a plain renaming leaves what is there, tried with two files of our own.
+    async fn renaming_refuses(&self, sftp: &Sftp) -> Result<bool> {
+        let chance = bk_core::backup::draw_id()?;
+        let path = |n| self.path_of(&format!("{PART_PREFIX}probe.{n}.{chance}"));
+        let (one, two) = (path(1)?, path(2)?);
+        sftp.write_small(&one, b"1").await?;
+        let probed = async {
+            sftp.write_small(&two, b"2").await?;
+            let refused = sftp.rename(&one, &two).await.is_err();
+            Ok::<bool, sftp::Failure>(refused && sftp.read_small(&two, 1).await? == b"2")
+        }
+        .await;
+        for path in [&one, &two] {
+            match sftp.remove(path).await {
+                Err(failure) if !failure.is_absence() => return Err(failure.error),
+                _ => {}
+            }
+        }
+        Ok(probed?)
+    }
+
+    /// Removes parts of this site that nobody writes any more, by the server's clock.
+    async fn clean_parts(&self, sftp: &Sftp, site: &str, own: &str) -> Result<()> {
+        let now = sftp.meta(own).await?.modified;
+        let prefix = format!("{PART_PREFIX}{site}.");
+        for (name, meta) in sftp.entries(&self.place.path).await? {
+            if name.starts_with(&prefix) && now.duration_since(meta.modified) > LEFT_OVER_AFTER {
+                let path = self.path_of(&name)?;
+                match sftp.remove(&path).await {
+                    Ok(()) => tracing::info!(part = %path, "removed a part whose writer is gone"),
+                    Err(failure) => {
+                        tracing::warn!(part = %path, error = %failure.error, "a left-over part stays");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at_room(&self, sftp: &Sftp, wanted: u64) -> Result<()> {
+        match sftp.free_bytes(&self.place.path).await {
+            Some(free) if free < wanted => Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "`{}` on {} has only {free} bytes left",
+                    self.place.path, sftp.place
+                ),
+            )
+            .hint(format!("make room for {wanted} bytes"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_path(&self, name: &NoteName) -> Result<String> {
+        self.path_of(&format!(".bk/{}/{}", name.site, name.name))
+    }
+
+    async fn read_note(&self, sftp: &Sftp, path: &str) -> Result<Option<Note>> {
+        match sftp.read_small(path, SMALL_BYTES).await {
+            Ok(body) => Ok(Some(Note {
+                etag: etag(&body),
+                body: body.into(),
+            })),
+            Err(failure) if failure.is_absence() => Ok(None),
+            Err(failure) => Err(failure.error),
+        }
+    }
+}
+
+fn missing_folder(error: &Error) -> Error {
+    Error::new(ErrorKind::Settings, format!("`path`: {}", error.what))
+        .hint("make the folder there, and give it to the account")
+}
+
+fn etag(body: &[u8]) -> String {
+    use sha2::Digest;
+    let sum = sha2::Sha256::digest(body);
+    sum.iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .concat()
+}
+
+fn stored(name: &str, meta: &sftp::Meta) -> Stored {
+    Stored {
+        name: name.to_owned(),
+        version: String::new(),
+        bytes: meta.bytes,
+        modified: meta.modified,
+        etag: format!("{}-{}", meta.bytes, meta.modified.as_second()),
+        remarks: Vec::new(),
+    }
+}
+
+#[async_trait]
+impl Sink for Ssh {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            ranges: true,
+            rename: true,
+            place: true,
+            exclusive_create: true,
+            ..Abilities::default()
+        }
+    }
+
+    async fn check(&self, cx: &Context) -> Result<Health> {
+        let sftp = self.session(cx).await?;
+        let path = &self.place.path;
+        match sftp.meta(path).await {
+            Ok(meta) if meta.is_folder => {}
+            Ok(_) => {
+                let what = format!("`path`: `{path}` on {} is no folder", sftp.place);
+                return Err(Error::new(ErrorKind::Settings, what));
+            }
+            Err(failure) if failure.is_absence() => return Err(missing_folder(&failure.error)),
+            Err(failure) => return Err(failure.error),
+        }
+        self.look_at_room(&sftp, RESERVE_BYTES).await?;
+        let mut warnings = sftp.warnings().to_vec();
+        if !sftp.has("fsync@openssh.com") {
+            warnings.push("the server cannot be told to sync: after a power failure there the newest archive may be torn".into());
+        }
+        if !sftp.has("hardlink@openssh.com") {
+            warnings.push("the server makes no hard links: names are claimed by a renaming that must refuse those that are taken".into());
+        }
+        Ok(Health {
+            identity: format!("{} {path}", sftp.host_key()),
+            describe: format!("{}:{path}", sftp.place),
+            warnings,
+        })
+    }
+
+    async fn create(
+        &self,
+        cx: &Context,
+        name: &ArchiveName,
+        hint: SizeHint,
+    ) -> Result<Box<dyn Upload>> {
+        let sftp = self.session(cx).await?;
+        let wanted = hint.previous_bytes.unwrap_or(0) + RESERVE_BYTES;
+        self.look_at_room(&sftp, wanted).await?;
+        let part = self.temporary(cx, &compact(name.start))?;
+        let upload = SshUpload::begin(self.clone(), cx.clone(), sftp.clone(), part.clone()).await?;
+        if let Err(error) = self.clean_parts(&sftp, &cx.site, &part).await {
+            // The first error is the one that matters.
+            drop(Box::new(upload).abort().await);
+            return Err(error);
+        }
+        Ok(Box::new(upload))
+    }
+
+    async fn list(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
+        let sftp = self.session(cx).await?;
+        let entries = match sftp.entries(&self.place.path).await {
+            Ok(entries) => entries,
+            Err(failure) if failure.is_absence() => return Err(missing_folder(&failure.error)),
+            Err(failure) => return Err(failure.error),
+        };
+        let wanted = |name: &str| name.starts_with(&filter.prefix) && looks_like_an_archive(name);
+        Ok(entries
+            .iter()
+            .filter(|(name, meta)| meta.is_file && wanted(name))
+            .map(|(name, meta)| stored(name, meta))
+            .collect())
+    }
+
+    async fn read(&self, cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
+        let sftp = self.session(cx).await?;
+        let step = sftp.read_bytes;
+        let file = Arc::new(OpenFile::open(sftp, self.path_of(&which.name)?).await?);
+        let name = which.name.clone();
+        let pieces = (range.start..range.end).step_by(step as usize);
+        let read = futures::stream::iter(pieces)
+            .map(move |at| {
+                let (file, len) = (file.clone(), step.min(range.end - at));
+                let name = name.clone();
+                async move {
+                    let bytes = file.read(at, len).await?;
+                    if bytes.len() as u64 == len {
+                        Ok(bytes)
+                    } else {
+                        Err(Error::corrupt(format!(
+                            "`{name}` ends after {} bytes",
+                            at + bytes.len() as u64
+                        )))
+                    }
+                }
+            })
+            .buffered(READS_IN_FLIGHT);
+        Ok(read.boxed())
+    }
+
+    async fn sums(&self, cx: &Context, which: &Stored) -> Result<Option<String>> {
+        let sftp = self.session(cx).await?;
+        let path = self.path_of(&format!("{}.sha256", which.name))?;
+        match sftp.read_small(&path, SMALL_BYTES).await {
+            Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            Err(failure) if failure.is_absence() => Ok(None),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn delete(&self, cx: &Context, which: &Stored) -> Result<()> {
+        let sftp = self.session(cx).await?;
+        let now = self.stored(&sftp, &which.name).await?;
+        if now.etag != which.etag {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("`{}` is another file than was listed", which.name),
+            ));
+        }
+        sftp.remove(&self.path_of(&which.name)?).await?;
+        let sums = self.path_of(&format!("{}.sha256", which.name))?;
+        match sftp.remove(&sums).await {
+            Err(failure) if !failure.is_absence() => Err(failure.error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn place(&self, cx: &Context, which: &Stored, to: &ArchiveName) -> Result<Stored> {
+        let sftp = self.session(cx).await?;
+        let from = self.path_of(&which.name)?;
+        let sums = self.sums(cx, which).await?;
+        for candidate in to.candidates(true) {
+            let path = self.path_of(&candidate)?;
+            if self.is_there(&sftp, &candidate).await? {
+                continue;
+            }
+            sftp.link(&from, &path).await?;
+            if let Some(text) = &sums {
+                let line = format!("  {}\n", which.name);
+                let text = text.replace(&line, &format!("  {candidate}\n"));
+                let temporary = self.temporary(cx, "sums")?;
+                sftp.write_small(&temporary, text.as_bytes()).await?;
+                let path = self.path_of(&format!("{candidate}.sha256"))?;
+                sftp.replace(&temporary, &path).await?;
+            }
+            return self.stored(&sftp, &candidate).await;
+        }
+        Err(bug("candidates for a name never end"))
+    }
+
+    async fn note(&self, cx: &Context, name: &NoteName) -> Result<Option<Note>> {
+        let sftp = self.session(cx).await?;
+        self.read_note(&sftp, &self.note_path(name)?).await
+    }
+
+    async fn set_note(&self, cx: &Context, name: &NoteName, body: Bytes, was: Was) -> Result<()> {
+        let sftp = self.session(cx).await?;
+        for folder in [".bk".to_owned(), format!(".bk/{}", name.site)] {
+            sftp.make_folder(&self.path_of(&folder)?).await?;
+        }
+        let path = self.note_path(name)?;
+        let changed = || {
+            let what = format!("the note `{path}` was changed by another run");
+            Error::new(ErrorKind::Conflict, what)
+        };
+        if let Was::Same(etag) = &was {
+            let now = self.read_note(&sftp, &path).await?;
+            if now.is_none_or(|now| now.etag != *etag) {
+                return Err(changed());
+            }
+        }
+        let temporary = self.temporary(cx, "note")?;
+        sftp.write_small(&temporary, &body).await?;
+        if was != Was::Absent {
+            return Ok(sftp.replace(&temporary, &path).await?);
+        }
+        let claimed = if sftp.has("hardlink@openssh.com") {
+            sftp.link(&temporary, &path).await
+        } else {
+            sftp.rename(&temporary, &path).await
+        };
+        let removed = sftp.remove(&temporary).await;
+        if claimed.is_err() && self.read_note(&sftp, &path).await?.is_some() {
+            return Err(changed());
+        }
+        claimed?;
+        match removed {
+            Err(failure) if !failure.is_absence() => Err(failure.error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn notes(&self, cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>> {
+        let sftp = self.session(cx).await?;
+        let entries = match sftp.entries(&self.path_of(&format!(".bk/{site}"))?).await {
+            Ok(entries) => entries,
+            Err(failure) if failure.is_absence() => return Ok(Vec::new()),
+            Err(failure) => return Err(failure.error),
+        };
+        Ok(entries
+            .into_iter()
+            .filter(|(name, meta)| {
+                meta.is_file && name.starts_with(prefix) && !name.starts_with('.')
+            })
+            .map(|(name, meta)| NoteSeen {
+                name: NoteName {
+                    site: site.to_owned(),
+                    name,
+                },
+                modified: meta.modified,
+            })
+            .collect())
+    }
+
+    async fn remove_note(&self, cx: &Context, name: &NoteName) -> Result<()> {
+        let sftp = self.session(cx).await?;
+        match sftp.remove(&self.note_path(name)?).await {
+            Err(failure) if !failure.is_absence() => Err(failure.error),
+            _ => Ok(()),
+        }
+    }
+}

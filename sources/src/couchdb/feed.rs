@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::borrow::Cow;
 
-/// Rows of a page.
-pub const PAGE: usize = 10_000;
+/// Rows of a page: a few MiB.
+pub const PAGE: usize = 25_000;
 /// Documents of a round of what came since.
-const ROUND: usize = 4 * PAGE;
+const ROUND: usize = 2 * PAGE;
 /// How often a page that cannot be read is asked for again.
 const TRIES: u32 = 3;
 

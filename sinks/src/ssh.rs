@@ -8,11 +8,12 @@ mod login;
 mod sftp;
 mod upload;
 
-use crate::ssh::sftp::{OpenFile, Sftp};
+use crate::ssh::sftp::{Done, OpenFile, Sftp, there};
 use crate::ssh::upload::SshUpload;
 use async_trait::async_trait;
+use bk_core::archive::writer::hex;
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, bug};
+use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
 use bk_core::name::{ArchiveName, compact};
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
@@ -211,11 +212,7 @@ impl Ssh {
     }
 
     async fn is_there(&self, sftp: &Sftp, name: &str) -> Result<bool> {
-        match sftp.meta(&self.path_of(name)?).await {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.is_absence() => Ok(false),
-            Err(failure) => Err(failure.error),
-        }
+        Ok(there(sftp.meta(&self.path_of(name)?).await)?.is_some())
     }
 
     async fn stored(&self, sftp: &Sftp, name: &str) -> Result<Stored> {
@@ -236,12 +233,23 @@ impl Ssh {
         }
         .await;
         for path in [&one, &two] {
-            match sftp.remove(path).await {
-                Err(failure) if !failure.is_absence() => return Err(failure.error),
-                _ => {}
-            }
+            sftp.remove_if_there(path).await?;
         }
         Ok(probed?)
+    }
+
+    /// Gives a file of ours a name, unless that is taken. Where that is done by a link, the file keeps its own name too.
+    async fn claim(&self, sftp: &Sftp, file: &str, name: &str) -> Result<Done<()>> {
+        if sftp.has("hardlink@openssh.com") {
+            Ok(sftp.link(file, name).await)
+        } else if self.renaming_refuses(sftp).await? {
+            Ok(sftp.rename(file, name).await)
+        } else {
+            Err(unsupported(format!(
+                "{} neither links nor refuses to rename over a file: no name can be claimed there",
+                sftp.place
+            )))
+        }
     }
 
     /// Removes parts of this site that nobody writes any more, by the server's clock.
@@ -281,14 +289,11 @@ impl Ssh {
     }
 
     async fn read_note(&self, sftp: &Sftp, path: &str) -> Result<Option<Note>> {
-        match sftp.read_small(path, SMALL_BYTES).await {
-            Ok(body) => Ok(Some(Note {
-                etag: etag(&body),
-                body: body.into(),
-            })),
-            Err(failure) if failure.is_absence() => Ok(None),
-            Err(failure) => Err(failure.error),
-        }
+        let body = there(sftp.read_small(path, SMALL_BYTES).await)?;
+        Ok(body.map(|body| Note {
+            etag: etag(&body),
+            body: body.into(),
+        }))
     }
 }
 
@@ -299,12 +304,7 @@ fn missing_folder(error: &Error) -> Error {
 
 fn etag(body: &[u8]) -> String {
     use sha2::Digest;
-    let sum = sha2::Sha256::digest(body);
-    sum.iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<Vec<_>>()
-        .concat()
+    hex(&sha2::Sha256::digest(body)[..16])
 }
 
 fn stored(name: &str, meta: &sftp::Meta) -> Stored {
@@ -420,11 +420,8 @@ impl Sink for Ssh {
     async fn sums(&self, cx: &Context, which: &Stored) -> Result<Option<String>> {
         let sftp = self.session(cx).await?;
         let path = self.path_of(&format!("{}.sha256", which.name))?;
-        match sftp.read_small(&path, SMALL_BYTES).await {
-            Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-            Err(failure) if failure.is_absence() => Ok(None),
-            Err(failure) => Err(failure.error),
-        }
+        let text = there(sftp.read_small(&path, SMALL_BYTES).await)?;
+        Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
     }
 
     async fn delete(&self, cx: &Context, which: &Stored) -> Result<()> {
@@ -438,10 +435,7 @@ impl Sink for Ssh {
         }
         sftp.remove(&self.path_of(&which.name)?).await?;
         let sums = self.path_of(&format!("{}.sha256", which.name))?;
-        match sftp.remove(&sums).await {
-            Err(failure) if !failure.is_absence() => Err(failure.error),
-            _ => Ok(()),
-        }
+        sftp.remove_if_there(&sums).await
     }
 
     async fn place(&self, cx: &Context, which: &Stored, to: &ArchiveName) -> Result<Stored> {
@@ -493,29 +487,20 @@ impl Sink for Ssh {
         if was != Was::Absent {
             return Ok(sftp.replace(&temporary, &path).await?);
         }
-        let claimed = if sftp.has("hardlink@openssh.com") {
-            sftp.link(&temporary, &path).await
-        } else {
-            sftp.rename(&temporary, &path).await
-        };
-        let removed = sftp.remove(&temporary).await;
+        let claimed = self.claim(&sftp, &temporary, &path).await;
+        let removed = sftp.remove_if_there(&temporary).await;
+        let claimed = claimed?;
         if claimed.is_err() && self.read_note(&sftp, &path).await?.is_some() {
             return Err(changed());
         }
         claimed?;
-        match removed {
-            Err(failure) if !failure.is_absence() => Err(failure.error),
-            _ => Ok(()),
-        }
+        removed
     }
 
     async fn notes(&self, cx: &Context, site: &str, prefix: &str) -> Result<Vec<NoteSeen>> {
         let sftp = self.session(cx).await?;
-        let entries = match sftp.entries(&self.path_of(&format!(".bk/{site}"))?).await {
-            Ok(entries) => entries,
-            Err(failure) if failure.is_absence() => return Ok(Vec::new()),
-            Err(failure) => return Err(failure.error),
-        };
+        let folder = self.path_of(&format!(".bk/{site}"))?;
+        let entries = there(sftp.entries(&folder).await)?.unwrap_or_default();
         Ok(entries
             .into_iter()
             .filter(|(name, meta)| {
@@ -533,9 +518,6 @@ impl Sink for Ssh {
 
     async fn remove_note(&self, cx: &Context, name: &NoteName) -> Result<()> {
         let sftp = self.session(cx).await?;
-        match sftp.remove(&self.note_path(name)?).await {
-            Err(failure) if !failure.is_absence() => Err(failure.error),
-            _ => Ok(()),
-        }
+        sftp.remove_if_there(&self.note_path(name)?).await
     }
 }

@@ -66,7 +66,16 @@ impl Failure {
     }
 }
 
-type Done<T> = std::result::Result<T, Failure>;
+pub type Done<T> = std::result::Result<T, Failure>;
+
+/// Nothing for what is not there.
+pub fn there<T>(done: Done<T>) -> Result<Option<T>> {
+    match done {
+        Ok(found) => Ok(Some(found)),
+        Err(failure) if failure.is_absence() => Ok(None),
+        Err(failure) => Err(failure.error),
+    }
+}
 
 impl Sftp {
     /// Logs in and begins.
@@ -332,6 +341,11 @@ impl Sftp {
         self.done("remove", path, self.raw.remove(path))
             .await
             .map(drop)
+    }
+
+    /// The same; one that is not there is as good.
+    pub async fn remove_if_there(&self, path: &str) -> Result<()> {
+        there(self.remove(path).await).map(drop)
     }
 
     /// Makes a folder; one that is there is as good.

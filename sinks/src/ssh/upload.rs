@@ -3,8 +3,9 @@
 use crate::ssh::sftp::{Failure, STALL, Sftp};
 use crate::ssh::{Ssh, missing_folder};
 use async_trait::async_trait;
+use bk_core::archive::writer::hex;
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
+use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::name::ArchiveName;
 use bk_core::sink::{Seal, Stored, Upload};
 use bytes::Bytes;
@@ -124,16 +125,7 @@ impl SshUpload {
     /// Gives the part this name. False where it is taken.
     async fn claim(&mut self, name: &str, seal: &Seal) -> Result<bool> {
         let path = self.ssh.path_of(name)?;
-        let claimed = if self.sftp.has("hardlink@openssh.com") {
-            self.sftp.link(&self.part, &path).await
-        } else if self.ssh.renaming_refuses(&self.sftp).await? {
-            self.sftp.rename(&self.part, &path).await
-        } else {
-            return Err(unsupported(format!(
-                "{} neither links nor refuses to rename over a file: no name can be claimed there",
-                self.sftp.place
-            )));
-        };
+        let claimed = self.ssh.claim(&self.sftp, &self.part, &path).await?;
         let Err(failure) = claimed else {
             return Ok(true);
         };
@@ -171,13 +163,7 @@ impl SshUpload {
             at += bytes.len() as u64;
             digest.update(&bytes);
         }
-        let found = digest.finalize();
-        let found: String = found
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<Vec<_>>()
-            .concat();
-        Ok(found == seal.sha256)
+        Ok(hex(&digest.finalize()) == seal.sha256)
     }
 
     async fn publish_now(&mut self, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
@@ -203,10 +189,8 @@ impl SshUpload {
             }
             let path = self.ssh.path_of(&format!("{candidate}.sha256"))?;
             self.sftp.replace(&sums, &path).await?;
-            if let Err(failure) = self.sftp.remove(&self.part).await
-                && !failure.is_absence()
-            {
-                tracing::warn!(part = %self.part, error = %failure.error, "a part stays until a later run");
+            if let Err(error) = self.sftp.remove_if_there(&self.part).await {
+                tracing::warn!(part = %self.part, %error, "a part stays until a later run");
             }
             return self.ssh.stored(&self.sftp, &candidate).await;
         }
@@ -227,10 +211,7 @@ impl SshUpload {
             // Whether it can be closed or not: it is removed.
             drop(self.sftp.close((&self.part, &self.handle)).await);
         }
-        match self.sftp.remove(&self.part).await {
-            Err(failure) if !failure.is_absence() => Err(failure.error),
-            _ => Ok(()),
-        }
+        self.sftp.remove_if_there(&self.part).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every flag. The same flag means the same everywhere; nothing else knows clap.
 
+use bk_core::settings::Span;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -86,6 +87,8 @@ pub enum Command {
     Extract(ExtractArgs),
     /// Copy archives from one sink to another
     Copy(CopyArgs),
+    /// Fetch the newest archive from where it was made into a folder here, and verify it
+    Fetch(FetchArgs),
     /// Delete what `keep` lets go
     Prune(PruneArgs),
     /// Pin an archive: it is never deleted by retention
@@ -150,6 +153,31 @@ pub struct CopyArgs {
     /// Print what would be copied and change nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `bk fetch`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk fetch                                  every sink that has a `fetch` table\n  bk fetch --from node ~/backups            the newest archive of the sink `node`, into ~/backups/YYYY-MM-DD/\n  bk fetch --from node ~/backups --all      all that `keep` would retain (the last 10)\n\nWhat breaks off goes on where it was when the command is repeated. Exit 9: done, but the newest good archive here is too old."
+)]
+pub struct FetchArgs {
+    /// The folder; without it every sink that has a `fetch` table
+    pub into: Option<PathBuf>,
+    /// The sink that has the archives
+    #[arg(long, value_name = "SINK")]
+    pub from: Option<String>,
+    /// All that `keep` retains and is not here, the newest first
+    #[arg(long)]
+    pub all: bool,
+    /// Exit 9 when the newest good archive here is older: 36h, 2d; without it twice the usual distance of the archives there, or 48h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub max_age: Option<std::time::Duration>,
+    /// Print what would be fetched and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Wait for another run of the same folder: 30s, 10m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait_lock: Option<std::time::Duration>,
 }
 
 /// Which archive.
@@ -367,6 +395,14 @@ pub enum ConfigCommand {
     Show,
     /// Check the settings without connecting to anything
     Validate,
+    /// Print the settings of a PC that fetches from a cluster's backup node: `bk config import cluster-config.json > plugins.toml`
+    Import {
+        /// The file that describes the cluster: `nodes` with `name`, `ipv6`, `user`, `is_backup`, `ssh_key_path`
+        file: PathBuf,
+        /// The node to fetch from; without it the only one with `is_backup` or the role `backup`
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+    },
 }
 
 /// `bk plugins`
@@ -387,11 +423,6 @@ pub enum PluginsCommand {
 
 /// `30s`, `10m`, `36h`, `2d`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let span: jiff::Span = text
-        .parse()
-        .map_err(|_| format!("`{text}` is no duration; write 30s, 10m, 36h or 2d"))?;
-    let duration = span
-        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
-        .map_err(|e| e.to_string())?;
-    std::time::Duration::try_from(duration).map_err(|e| e.to_string())
+    let Span(length) = text.parse()?;
+    std::time::Duration::try_from(length).map_err(|e| e.to_string())
 }

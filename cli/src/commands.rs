@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod copy;
 mod extract;
+mod fetch;
 mod list;
 mod pin;
 mod plugins;
@@ -78,6 +79,7 @@ async fn with_settings(command: Command, global: &Global, cx: Context) -> Result
         Command::Verify(args) => verify::run(&cx, &config, &args, global).await,
         Command::Extract(args) => extract::run(&cx, &config, &args, global).await,
         Command::Copy(args) => copy::run(&cx, &config, &args, global).await,
+        Command::Fetch(args) => fetch::run(&cx, &config, &args, global).await,
         Command::Prune(args) => prune::run(&cx, &config, &args, global).await,
         Command::Pin(args) => pin::run(&cx, &config, &args, pin::What::Pin).await,
         Command::Unpin(args) => pin::run(&cx, &config, &args, pin::What::Unpin).await,

@@ -7,8 +7,8 @@ use crate::archive::xz::Compression;
 use crate::error::{Error, ErrorKind, Result, settings};
 use crate::plugin::Registry;
 use crate::retention::Keep;
-use crate::settings::{ByteSize, Faults, Settings, parse_table, unknown_key};
-use crate::sink::Sink;
+use crate::settings::{ByteSize, Faults, Settings, Span, parse_table, unknown_key};
+use crate::sink::{ReadOnly, Sink};
 use crate::source::Source;
 use problems::Problems;
 use schemars::{JsonSchema, Schema};
@@ -126,7 +126,33 @@ pub struct SinkPolicy {
     pub keep: Option<Keep>,
     /// `after-backup` deletes what `keep` lets go after each whole, verified backup; `never` leaves it to `bk prune`.
     pub prune: PruneWhen,
+    /// Somebody else's archives: they are listed, restored, copied and fetched from here, and nothing is ever written there.
+    pub read_only: bool,
+    /// `bk fetch` fills it from another sink: no backup goes there. Without `keep` the last 10 stay.
+    pub fetch: Option<FetchSettings>,
 }
+
+/// `fetch = { from = "node" }`: where `bk fetch` takes from.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FetchSettings {
+    /// The sink that has the archives.
+    pub from: String,
+    /// Whose archives; without it those of `[archive] site`.
+    #[serde(default)]
+    pub site: Option<String>,
+    /// Not only the newest: all that `keep` retains.
+    #[serde(default)]
+    pub all: bool,
+    /// How old the newest good archive may become before `bk fetch` ends with 9.
+    #[serde(default)]
+    pub max_age: Option<Span>,
+}
+
+/// Archives that stay where `bk fetch` puts them and nothing else is said.
+pub const FETCHED_LAST: u32 = 10;
+/// Keys of a sink's table that are the engine's.
+const SINK_KEYS: [&str; 6] = ["plugin", "required", "keep", "prune", "read_only", "fetch"];
 
 impl Default for SinkPolicy {
     fn default() -> Self {
@@ -135,6 +161,8 @@ impl Default for SinkPolicy {
             required: true,
             keep: None,
             prune: PruneWhen::AfterBackup,
+            read_only: false,
+            fetch: None,
         }
     }
 }
@@ -278,6 +306,9 @@ impl Config {
         };
         config.sources(root, registry, problems);
         config.sinks(root, registry, problems);
+        if problems.list.is_empty() {
+            config.fetches(root, problems);
+        }
         config.collect_values(root, registry);
         if config.sinks.is_empty() && problems.list.is_empty() {
             problems.add(
@@ -327,7 +358,7 @@ impl Config {
 
     fn sinks(&mut self, root: &Node, registry: &Registry, problems: &mut Problems<'_>) {
         for (name, node) in instances(root, "sink", problems) {
-            let (own, table) = split(node, &["plugin", "required", "keep", "prune"]);
+            let (own, table) = split(node, &SINK_KEYS);
             let policy: SinkPolicy = match parse_table(&own) {
                 Ok(policy) => policy,
                 Err(faults) => {
@@ -350,6 +381,11 @@ impl Config {
                     if let Some(sink) =
                         built(node, "sink", &name, (known.build)(settings), problems)
                     {
+                        let sink: Arc<dyn Sink> = if policy.read_only {
+                            Arc::new(ReadOnly::new(&name, sink))
+                        } else {
+                            sink
+                        };
                         self.sinks.push(SinkInstance {
                             name,
                             plugin,
@@ -360,6 +396,44 @@ impl Config {
                 }
             }
         }
+    }
+
+    /// What is fetched comes from another sink that is set and enabled, into a folder here.
+    fn fetches(&mut self, root: &Node, problems: &mut Problems<'_>) {
+        let names: Vec<String> = self.sinks.iter().map(|sink| sink.name.clone()).collect();
+        for sink in &mut self.sinks {
+            let Some(fetch) = &sink.policy.fetch else {
+                continue;
+            };
+            let table = root.get("sink").and_then(|sinks| sinks.get(&sink.name));
+            let origin = table.map_or(&root.origin, |table| table.origin_of("fetch"));
+            let mut fault = |what: String, hint: &str| {
+                let what = format!("[sink.{}]: `fetch`: {what}", sink.name);
+                problems.add(origin, &what, Some(hint));
+            };
+            let others = names.iter().filter(|name| **name != sink.name);
+            if !others.clone().any(|name| *name == fetch.from) {
+                let others: Vec<_> = others.map(|name| format!("`{name}`")).collect();
+                let hint = format!("the other sinks are {}", others.join(", "));
+                fault(format!("there is no other sink `{}`", fetch.from), &hint);
+            }
+            if sink.sink.folder().is_none() {
+                let hint = "use `plugin = \"local\"` with a `path`";
+                fault("only a folder here can be fetched into".into(), hint);
+            }
+            if fetch.site.as_ref().is_some_and(|site| !is_plain_name(site)) {
+                let hint = "use letters, digits, `-` and `_`, at most 64";
+                fault("`site` is no name of a site".into(), hint);
+            }
+            // So that `bk prune` and `bk check` know it too.
+            sink.policy.keep.get_or_insert(Keep::last(FETCHED_LAST));
+        }
+    }
+
+    /// The sinks that a backup goes to.
+    pub fn backup_sinks(&self) -> Vec<SinkInstance> {
+        let takes = |sink: &&SinkInstance| !sink.policy.read_only && sink.policy.fetch.is_none();
+        self.sinks.iter().filter(takes).cloned().collect()
     }
 
     /// Every value with its origin. What a schema calls a secret is masked; of a plugin that is not known here, everything is.
@@ -379,7 +453,7 @@ impl Config {
                     _ => registry.sink(&plugin).map(|p| (p.schema)()),
                 };
                 let masked = |setting: &str| match &schema {
-                    _ if ["plugin", "required", "keep", "prune"].contains(&setting) => false,
+                    _ if SINK_KEYS.contains(&setting) => false,
                     Some(schema) => is_secret(schema, setting),
                     None => true,
                 };

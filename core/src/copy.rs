@@ -174,7 +174,7 @@ async fn stream(
 }
 
 /// A copy that is not what it should be must not be taken for an archive.
-async fn remove(cx: &Context, to: &SinkInstance, stored: &Stored) {
+pub(crate) async fn remove(cx: &Context, to: &SinkInstance, stored: &Stored) {
     if let Err(error) = to.sink.delete(cx, stored).await {
         tracing::warn!(name = %stored.name, version = %stored.version, %error, "a bad copy stays, delete it by hand");
     }
@@ -196,7 +196,7 @@ async fn send(cx: &Context, read: &SinkReadAt, upload: &mut dyn Upload) -> Resul
 }
 
 /// What the archive's sum must be, as far as anybody wrote it down.
-async fn expected_sum(
+pub(crate) async fn expected_sum(
     cx: &Context,
     from: &SinkInstance,
     entry: &Entry,
@@ -208,7 +208,7 @@ async fn expected_sum(
 }
 
 /// The copy opens as the archive that it is a copy of.
-async fn is_the_archive(
+pub(crate) async fn is_the_archive(
     cx: &Context,
     to: &SinkInstance,
     stored: &Stored,

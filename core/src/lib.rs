@@ -9,7 +9,7 @@
 //! [`restore::select`] turns a [`selector`] into blocks; [`archive::reader`] fetches, checks and decodes just those; the source's restore
 //! takes the members from [`restore::input`] and counts what its target acknowledged.
 //!
-//! The verbs are [`backup`], [`restore`], [`verify`], [`extract`], [`copy`] and [`prune`]: plan in, report out. [`retention`] decides and deletes
+//! The verbs are [`backup`], [`restore`], [`verify`], [`extract`], [`copy`], [`fetch`] and [`prune`]: plan in, report out. [`retention`] decides and deletes
 //! nothing. [`config`] lays file, environment and flags over each other and names every mistake with its place.
 
 pub mod archive;
@@ -21,6 +21,8 @@ pub mod copy;
 pub mod error;
 pub mod event;
 pub mod extract;
+pub mod fetch;
+pub mod layout;
 pub mod lock;
 pub mod manifest;
 pub mod name;

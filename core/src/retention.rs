@@ -36,6 +36,14 @@ pub struct Keep {
 }
 
 impl Keep {
+    /// The newest so many and nothing else.
+    pub fn last(count: u32) -> Self {
+        Self {
+            last: count,
+            ..Self::default()
+        }
+    }
+
     /// Whether it lets anything go at all.
     pub fn is_unlimited(&self) -> bool {
         [

@@ -14,7 +14,7 @@ pub struct Secret(Origin);
 enum Origin {
     Plain(String),
     Env(String),
-    File(PathBuf),
+    File(PathBuf, Option<String>),
     Command(Vec<String>),
 }
 
@@ -37,11 +37,18 @@ impl Secret {
                 settings(format!("the environment variable `{name}` is not set"))
                     .hint(format!("export {name}=…"))
             }),
-            Origin::File(path) => {
+            Origin::File(path, pointer) => {
                 let text = tokio::fs::read_to_string(path)
                     .await
                     .map_err(|e| Error::io("read the secret in", path, e))?;
-                Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+                match pointer {
+                    Some(pointer) => inside(&text, pointer).ok_or_else(|| {
+                        let path = path.display();
+                        settings(format!("`{path}` has no text at `{pointer}`"))
+                            .hint("`pointer` is a JSON pointer: /couchdb/password")
+                    }),
+                    None => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+                }
             }
             Origin::Command(argv) => Self::from_program(argv).await,
         }
@@ -74,7 +81,7 @@ impl Secret {
     #[must_use]
     pub fn relative_to(self, folder: &std::path::Path) -> Self {
         match self.0 {
-            Origin::File(path) => Self(Origin::File(folder.join(path))),
+            Origin::File(path, pointer) => Self(Origin::File(folder.join(path), pointer)),
             other => Self(other),
         }
     }
@@ -104,7 +111,7 @@ impl<'de> Visitor<'de> for SecretVisitor {
     type Value = Secret;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, or one of { env = \"NAME\" }, { file = \"PATH\" }, { command = [\"PROGRAM\", …] }")
+        f.write_str("a text, or one of { env = \"NAME\" }, { file = \"PATH\" }, { file = \"JSON\", pointer = \"/KEY\" }, { command = [\"PROGRAM\", …] }")
     }
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Secret, E> {
@@ -113,22 +120,41 @@ impl<'de> Visitor<'de> for SecretVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
         use serde::de::Error;
-        let Some(key) = map.next_key::<String>()? else {
-            return Err(A::Error::invalid_length(0, &self));
-        };
-        let origin = match key.as_str() {
-            "env" => Origin::Env(map.next_value()?),
-            "file" => Origin::File(map.next_value()?),
-            "command" => Origin::Command(map.next_value()?),
-            other => return Err(A::Error::unknown_field(other, &["env", "file", "command"])),
-        };
-        match map.next_key::<String>()? {
-            None => Ok(Secret(origin)),
-            Some(_) => Err(A::Error::custom(
-                "a secret has one origin: env, file or command",
-            )),
+        let mut origin = None;
+        let mut pointer = None;
+        while let Some(key) = map.next_key::<String>()? {
+            let next = match key.as_str() {
+                "env" => Origin::Env(map.next_value()?),
+                "file" => Origin::File(map.next_value()?, None),
+                "command" => Origin::Command(map.next_value()?),
+                "pointer" => {
+                    pointer = Some(map.next_value()?);
+                    continue;
+                }
+                other => {
+                    let known = &["env", "file", "pointer", "command"];
+                    return Err(A::Error::unknown_field(other, known));
+                }
+            };
+            if origin.replace(next).is_some() {
+                return Err(A::Error::custom(
+                    "a secret has one origin: env, file or command",
+                ));
+            }
+        }
+        match (origin, pointer) {
+            (None, _) => Err(A::Error::invalid_length(0, &self)),
+            (Some(Origin::File(path, _)), pointer) => Ok(Secret(Origin::File(path, pointer))),
+            (Some(_), Some(_)) => Err(A::Error::custom("`pointer` goes with `file`")),
+            (Some(origin), None) => Ok(Secret(origin)),
         }
     }
+}
+
+/// A text inside a JSON document.
+fn inside(text: &str, pointer: &str) -> Option<String> {
+    let document: serde_json::Value = serde_json::from_str(text).ok()?;
+    document.pointer(pointer)?.as_str().map(str::to_owned)
 }
 
 impl JsonSchema for Secret {
@@ -144,7 +170,7 @@ impl JsonSchema for Secret {
         // `writeOnly` is how the rest of the engine knows which values to mask.
         json_schema!({
             "type": ["string", "object"],
-            "properties": { "env": { "type": "string" }, "file": { "type": "string" }, "command": { "type": "array", "items": { "type": "string" } } },
+            "properties": { "env": { "type": "string" }, "file": { "type": "string" }, "pointer": { "type": "string" }, "command": { "type": "array", "items": { "type": "string" } } },
             "writeOnly": true
         })
     }

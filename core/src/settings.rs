@@ -241,6 +241,49 @@ impl JsonSchema for ByteSize {
     }
 }
 
+/// A length of time as people write it: `30s`, `36h`, `2d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Span(pub jiff::SignedDuration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    /// A day is 24 hours.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let span: jiff::Span = text
+            .parse()
+            .map_err(|_| format!("`{text}` is no duration; write 30s, 10m, 36h or 2d"))?;
+        let length = span
+            .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+            .map_err(|e| e.to_string())?;
+        if length.is_negative() {
+            return Err(format!("`{text}` is negative"));
+        }
+        Ok(Self(length))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "type": "string" })
+    }
+}
+
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text

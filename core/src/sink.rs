@@ -3,6 +3,8 @@
 //! A sink stores whole archives under names and gives them back by range. What it published is never renamed or overwritten. It knows
 //! nothing of what is inside; the engine reads manifests, decides what to keep and takes the locks.
 
+mod read_only;
+
 use crate::context::Context;
 use crate::error::{Result, unsupported};
 use crate::name::ArchiveName;
@@ -11,8 +13,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
+pub use read_only::ReadOnly;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::path::Path;
 
 /// Bytes as they come.
 pub type ByteStream = BoxStream<'static, Result<Bytes>>;
@@ -33,6 +37,23 @@ pub trait Sink: Send + Sync {
         name: &ArchiveName,
         hint: SizeHint,
     ) -> Result<Box<dyn Upload>>;
+
+    /// Begins an archive that comes from elsewhere and may break off: what an earlier attempt for the same `origin` left is found again, and what
+    /// was left for any other is removed. `Locked` while another run writes it. `Unsupported` where parts cannot be read back.
+    async fn resume(
+        &self,
+        _cx: &Context,
+        _name: &ArchiveName,
+        _hint: SizeHint,
+        _origin: &str,
+    ) -> Result<Box<dyn Resumed>> {
+        Err(unsupported("this sink keeps no archive that broke off"))
+    }
+
+    /// Where it lies, when that is a folder of this machine: runs that must be alone there lock it.
+    fn folder(&self) -> Option<&Path> {
+        None
+    }
 
     /// Everything that looks like an archive (`looks_like_an_archive`): every page, every version, in no order. With `Care::Delete` the sink
     /// proves as far as it can that nothing is left out, and fails with `Conflict` where the listing looks cut.
@@ -124,6 +145,22 @@ pub trait Upload: Send {
 
     /// Leaves nothing behind.
     async fn abort(self: Box<Self>) -> Result<()>;
+}
+
+/// An archive on its way that may break off and go on later.
+#[async_trait]
+pub trait Resumed: Upload {
+    /// Bytes that an earlier attempt left. Nobody has compared them yet.
+    fn left(&self) -> u64;
+
+    /// Some of them.
+    async fn left_bytes(&self, range: Range<u64>) -> Result<Bytes>;
+
+    /// Goes on behind the first `bytes` of them; the rest is forgotten. Called once, before `write`.
+    async fn go_on(&mut self, bytes: u64) -> Result<()>;
+
+    /// Leaves what was written for a later attempt.
+    async fn pause(self: Box<Self>) -> Result<()>;
 }
 
 /// What a sink can do.

@@ -6,12 +6,13 @@
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
-use bk_core::name::{ArchiveName, compact};
+use bk_core::layout::{self, Layout, file_name};
+use bk_core::name::{ArchiveName, compact, hash64};
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
 use bk_core::sink::{
-    Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored,
-    Upload, Was, looks_like_an_archive,
+    Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Resumed, Seal, Sink, SizeHint,
+    Stored, Upload, Was, looks_like_an_archive,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -30,11 +31,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const PART_PREFIX: &str = ".bk-part.";
+/// Parts that a later attempt goes on with.
+const FETCH_PREFIX: &str = ".bk-fetch.";
 /// Room that must be left while an archive is written.
 const RESERVE_BYTES: u64 = 4 << 20;
 /// How often the room is looked at.
 const LOOK_EVERY_BYTES: u64 = 64 << 20;
 const CHUNK_BYTES: u64 = 1 << 20;
+/// How often a day's folder is made anew that another run removes.
+const CLAIM_TRIES: u32 = 5;
 
 /// Settings of the sink `local`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -42,6 +47,9 @@ const CHUNK_BYTES: u64 = 1 << 20;
 pub struct LocalSettings {
     /// The folder; made where it is missing. Relative to the settings file.
     pub path: PathBuf,
+    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. What lies there already is listed in both.
+    #[serde(default)]
+    pub layout: Layout,
 }
 
 /// The plugin.
@@ -52,7 +60,8 @@ pub fn plugin() -> Plugin<dyn Sink> {
         schema: Arc::new(|| schemars::schema_for!(LocalSettings)),
         build: Arc::new(|settings: Settings| {
             let parsed: LocalSettings = settings.parse()?;
-            Ok(Arc::new(Local::new(settings.path(&parsed.path))))
+            let local = Local::new(settings.path(&parsed.path));
+            Ok(Arc::new(local.with_layout(parsed.layout)))
         }),
     }
 }
@@ -96,6 +105,7 @@ pub type StepHook = Arc<dyn Fn(Step) -> std::io::Result<()> + Send + Sync>;
 #[derive(Clone)]
 pub struct Local {
     folder: PathBuf,
+    layout: Layout,
     hook: StepHook,
 }
 
@@ -104,8 +114,15 @@ impl Local {
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
+            layout: Layout::Flat,
             hook: Arc::new(|_| Ok(())),
         }
+    }
+
+    /// The same with new archives in these folders.
+    #[must_use]
+    pub fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
     /// The same with a hook before each step, for tests by fault.
@@ -131,12 +148,61 @@ impl Local {
     }
 
     fn ensure_folder(&self) -> Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .map_err(|e| Error::io("make the folder", &self.folder, e))
+        make_folder(&self.folder)
+    }
+
+    /// Gives the part its name beneath the folder; false when that is taken.
+    fn claim(&self, part: &Path, target: &Path) -> Result<bool> {
+        for _ in 0..CLAIM_TRIES {
+            let folder = target.parent().unwrap_or(&self.folder);
+            make_folder(folder)?;
+            match claim(part, target) {
+                // The day's folder went with its last archive since it was made.
+                Err(error) if error.kind == ErrorKind::NotFound && part.exists() => {}
+                claimed => return claimed,
+            }
+        }
+        Err(bug(format!("`{}` goes again and again", target.display())))
+    }
+
+    /// Syncs the folder that an archive lies in, and the one above where that may be new.
+    fn sync_around(&self, archive: &Path) -> Result<()> {
+        let folder = archive.parent().unwrap_or(&self.folder);
+        sync_folder(folder)?;
+        if folder == self.folder {
+            Ok(())
+        } else {
+            sync_folder(&self.folder)
+        }
+    }
+
+    /// What looks like an archive in this folder, or in one beneath.
+    fn list_in(&self, folder: &str, prefix: &str, found: &mut Vec<Stored>) -> Result<()> {
+        for entry in read_folder(&self.folder.join(folder))? {
+            let Ok(file) = entry.file_name().into_string() else {
+                continue;
+            };
+            if folder.is_empty() && layout::is_folder(&file) && entry.path().is_dir() {
+                self.list_in(&file, prefix, found)?;
+                continue;
+            }
+            if !file.starts_with(prefix) || !looks_like_an_archive(&file) || !entry.path().is_file()
+            {
+                continue;
+            }
+            let name = if folder.is_empty() {
+                file
+            } else {
+                format!("{folder}/{file}")
+            };
+            match self.stored(&name) {
+                Ok(stored) => found.push(stored),
+                // Deleted by another run since the folder was read.
+                Err(error) if error.kind == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn free_bytes(&self) -> Result<u64> {
@@ -145,11 +211,12 @@ impl Local {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
-    /// Removes parts of this site whose writer is gone: nobody holds their lock.
-    fn clean_parts(&self, site: &str) -> Result<()> {
-        let prefix = format!("{PART_PREFIX}{site}.");
+    /// Removes parts that begin so, but for one, whose writer is gone: nobody holds their lock.
+    fn clean_parts(&self, prefix: &str, but: &str) -> Result<()> {
         for entry in read_folder(&self.folder)? {
-            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if !name.starts_with(prefix) || name == but {
                 continue;
             }
             let Ok(file) = File::open(entry.path()) else {
@@ -183,26 +250,41 @@ impl Local {
         })
     }
 
-    fn create_now(&self, site: &str, name: &ArchiveName, hint: SizeHint) -> Result<LocalUpload> {
-        self.ensure_folder()?;
-        self.clean_parts(site)?;
+    fn look_at_room(&self, bytes: u64) -> Result<()> {
         let free = self.free_bytes()?;
-        let wanted = hint.previous_bytes.unwrap_or(0) + RESERVE_BYTES;
+        let wanted = bytes + RESERVE_BYTES;
         if free < wanted {
             return Err(no_space(&self.folder, free).hint(format!(
                 "make room for {wanted} bytes, as much as the newest archive has"
             )));
         }
+        Ok(())
+    }
+
+    fn create_now(&self, site: &str, name: &ArchiveName, hint: SizeHint) -> Result<LocalUpload> {
+        self.ensure_folder()?;
+        self.clean_parts(&format!("{PART_PREFIX}{site}."), "")?;
+        self.look_at_room(hint.previous_bytes.unwrap_or(0))?;
         self.step(Step::CreatePart)?;
         let part = Part::create(
             &self.folder,
             &format!("{PART_PREFIX}{site}.{}", compact(name.start)),
         )?;
+        Ok(LocalUpload::of(self.clone(), part))
+    }
+
+    fn resume_now(&self, site: &str, hint: SizeHint, origin: &str) -> Result<LocalUpload> {
+        self.ensure_folder()?;
+        let prefix = format!("{FETCH_PREFIX}{site}.");
+        let own = format!("{prefix}{:016x}", hash64(origin.as_bytes()));
+        self.clean_parts(&prefix, &own)?;
+        self.step(Step::CreatePart)?;
+        let part = Part::reopen(self.folder.join(own))?;
+        let left = part.bytes()?;
+        self.look_at_room(hint.previous_bytes.unwrap_or(0).saturating_sub(left))?;
         Ok(LocalUpload {
-            local: self.clone(),
-            part: Some(part),
-            written: 0,
-            looked: 0,
+            left,
+            ..LocalUpload::of(self.clone(), part)
         })
     }
 }
@@ -212,6 +294,15 @@ fn no_space(folder: &Path, free: u64) -> Error {
         ErrorKind::NoSpace,
         format!("`{}` has only {free} bytes left", folder.display()),
     )
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|e| Error::io("make the folder", folder, e))
 }
 
 fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>> {
@@ -239,10 +330,11 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|e| Err(bug(format!("file work ended: {e}"))))
 }
 
-/// A locked temporary file that goes with its owner.
+/// A locked temporary file that goes with its owner, unless it stays for a later run.
 struct Part {
     path: PathBuf,
     file: File,
+    stays: bool,
 }
 
 impl Part {
@@ -268,7 +360,11 @@ impl Part {
             let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
             let still_there = file.metadata().is_ok_and(|meta| meta.nlink() > 0);
             if still_there && locked != Err(Errno::WOULDBLOCK) {
-                return Ok(Self { path, file });
+                return Ok(Self {
+                    path,
+                    file,
+                    stays: false,
+                });
             }
         }
         Err(Error::new(
@@ -276,10 +372,37 @@ impl Part {
             format!("could not make a part in `{}`", folder.display()),
         ))
     }
+
+    /// The part of this name as an earlier run left it, or a new one. It stays.
+    fn reopen(path: PathBuf) -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file: File = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| Error::io("write", &path, e.into()))?
+            .into();
+        if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(Error::new(
+                ErrorKind::Locked,
+                format!("another run writes `{}`", path.display()),
+            ));
+        }
+        Ok(Self {
+            path,
+            file,
+            stays: true,
+        })
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        let meta = self.file.metadata();
+        Ok(meta.map_err(|e| Error::io("look at", &self.path, e))?.len())
+    }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         // Renamed or removed already is the good case; what stays is cleaned by the next run.
         let _ = std::fs::remove_file(&self.path);
     }
@@ -289,11 +412,39 @@ impl Drop for Part {
 struct LocalUpload {
     local: Local,
     part: Option<Part>,
+    /// Bytes of an earlier attempt.
+    left: u64,
     written: u64,
     looked: u64,
 }
 
 impl LocalUpload {
+    fn of(local: Local, part: Part) -> Self {
+        Self {
+            local,
+            part: Some(part),
+            left: 0,
+            written: 0,
+            looked: 0,
+        }
+    }
+
+    fn part(&self) -> Result<&Part> {
+        let ended = || bug("an upload was used after its end");
+        self.part.as_ref().ok_or_else(ended)
+    }
+
+    fn go_on_now(&mut self, bytes: u64) -> Result<()> {
+        use std::io::{Seek, SeekFrom};
+        let part = self.part()?;
+        let mut file = &part.file;
+        file.set_len(bytes)
+            .and_then(|()| file.seek(SeekFrom::Start(bytes)))
+            .map_err(|e| Error::io("write to", &part.path, e))?;
+        (self.written, self.looked) = (bytes, bytes);
+        Ok(())
+    }
+
     fn write_now(&mut self, chunk: &[u8]) -> Result<()> {
         self.local.step(Step::Write)?;
         if self.written >= self.looked + LOOK_EVERY_BYTES {
@@ -303,19 +454,15 @@ impl LocalUpload {
                 return Err(no_space(&self.local.folder, free));
             }
         }
-        let part = self
-            .part
-            .as_mut()
-            .ok_or_else(|| bug("an upload was used after its end"))?;
-        part.file
-            .write_all(chunk)
+        let mut file = &self.part()?.file;
+        file.write_all(chunk)
             .map_err(|e| Error::io("write to", &self.local.folder, e))?;
         self.written += chunk.len() as u64;
         Ok(())
     }
 
     fn publish_now(mut self, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
-        let part = self
+        let mut part = self
             .part
             .take()
             .ok_or_else(|| bug("an upload was published twice"))?;
@@ -325,23 +472,25 @@ impl LocalUpload {
             .sync_all()
             .map_err(|e| Error::io("sync", &part.path, e))?;
         for candidate in name.candidates(seal.complete) {
-            let target = local.path_of(&candidate)?;
+            let path = local.layout.path(name, &candidate);
+            let target = local.path_of(&path)?;
             if target.symlink_metadata().is_ok() {
                 continue;
             }
             local.step(Step::WriteSums)?;
             let sums = write_sums(&local.folder, &seal.site, &seal.sum_file(&candidate))?;
             local.step(Step::ClaimName)?;
-            if !claim(&part.path, &target)? {
+            if !local.claim(&part.path, &target)? {
                 continue;
             }
+            part.stays = false;
             local.step(Step::NameSums)?;
-            let sums_path = local.path_of(&format!("{candidate}.sha256"))?;
+            let sums_path = local.path_of(&format!("{path}.sha256"))?;
             std::fs::rename(&sums.path, &sums_path)
                 .map_err(|e| Error::io("name", &sums_path, e))?;
             local.step(Step::SyncFolder)?;
-            sync_folder(&local.folder)?;
-            return local.stored(&candidate);
+            local.sync_around(&target)?;
+            return local.stored(&path);
         }
         Err(bug("candidates for a name never end"))
     }
@@ -378,6 +527,7 @@ impl Upload for LocalUpload {
         let mut this = Self {
             local: self.local.clone(),
             part: self.part.take(),
+            left: self.left,
             written: self.written,
             looked: self.looked,
         };
@@ -395,10 +545,40 @@ impl Upload for LocalUpload {
         blocking(move || self.publish_now(&name, &seal)).await
     }
 
-    async fn abort(self: Box<Self>) -> Result<()> {
+    async fn abort(mut self: Box<Self>) -> Result<()> {
         blocking(move || {
+            if let Some(part) = &mut self.part {
+                part.stays = false;
+            }
             drop(self);
             Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Resumed for LocalUpload {
+    fn left(&self) -> u64 {
+        self.left
+    }
+
+    async fn left_bytes(&self, range: Range<u64>) -> Result<Bytes> {
+        let part = self.part()?;
+        let again = |e| Error::io("read", &part.path, e);
+        let (file, path) = (part.file.try_clone().map_err(again)?, part.path.clone());
+        blocking(move || read_chunk(&file, &path, range.start, range.end - range.start)).await
+    }
+
+    async fn go_on(&mut self, bytes: u64) -> Result<()> {
+        self.go_on_now(bytes)
+    }
+
+    async fn pause(self: Box<Self>) -> Result<()> {
+        blocking(move || {
+            let part = self.part()?;
+            let synced = part.file.sync_all();
+            synced.map_err(|e| Error::io("sync", &part.path, e))
         })
         .await
     }
@@ -454,27 +634,27 @@ impl Sink for Local {
         Ok(Box::new(upload))
     }
 
+    async fn resume(
+        &self,
+        cx: &Context,
+        _name: &ArchiveName,
+        hint: SizeHint,
+        origin: &str,
+    ) -> Result<Box<dyn Resumed>> {
+        let (this, site, origin) = (self.clone(), cx.site.clone(), origin.to_owned());
+        let upload = blocking(move || this.resume_now(&site, hint, &origin)).await?;
+        Ok(Box::new(upload))
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.folder)
+    }
+
     async fn list(&self, _cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
         let (this, prefix) = (self.clone(), filter.prefix.clone());
         blocking(move || {
             let mut found = Vec::new();
-            for entry in read_folder(&this.folder)? {
-                let Ok(name) = entry.file_name().into_string() else {
-                    continue;
-                };
-                if !name.starts_with(&prefix)
-                    || !looks_like_an_archive(&name)
-                    || !entry.path().is_file()
-                {
-                    continue;
-                }
-                match this.stored(&name) {
-                    Ok(stored) => found.push(stored),
-                    // Deleted by another run since the folder was read.
-                    Err(error) if error.kind == ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            this.list_in("", &prefix, &mut found)?;
             Ok(found)
         })
         .await
@@ -530,7 +710,12 @@ impl Sink for Local {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::io("remove", &sums, e))
                 }
-                _ => sync_folder(&this.folder),
+                _ => this.sync_around(&path),
+            }?;
+            match path.parent().filter(|folder| *folder != this.folder) {
+                // Others may lie in the day's folder, or just come.
+                Some(folder) if std::fs::remove_dir(folder).is_ok() => sync_folder(&this.folder),
+                _ => Ok(()),
             }
         })
         .await
@@ -543,28 +728,23 @@ impl Sink for Local {
             let sums =
                 std::fs::read_to_string(this.path_of(&format!("{}.sha256", which.name))?).ok();
             for candidate in to.candidates(true) {
-                match rustix::fs::linkat(
-                    CWD,
-                    &from,
-                    CWD,
-                    &this.path_of(&candidate)?,
-                    AtFlags::empty(),
-                ) {
+                let name = this.layout.path(&to, &candidate);
+                let target = this.path_of(&name)?;
+                make_folder(target.parent().unwrap_or(&this.folder))?;
+                match rustix::fs::linkat(CWD, &from, CWD, &target, AtFlags::empty()) {
                     Ok(()) => {}
                     Err(Errno::EXIST) => continue,
                     Err(error) => return Err(Error::io("link", &from, error.into())),
                 }
                 if let Some(text) = &sums {
-                    let part = write_sums(
-                        &this.folder,
-                        &site,
-                        &text.replace(&format!("  {}\n", which.name), &format!("  {candidate}\n")),
-                    )?;
-                    let path = this.path_of(&format!("{candidate}.sha256"))?;
+                    let line = format!("  {}\n", file_name(&which.name));
+                    let text = text.replace(&line, &format!("  {candidate}\n"));
+                    let part = write_sums(&this.folder, &site, &text)?;
+                    let path = this.path_of(&format!("{name}.sha256"))?;
                     std::fs::rename(&part.path, &path).map_err(|e| Error::io("name", &path, e))?;
                 }
-                sync_folder(&this.folder)?;
-                return this.stored(&candidate);
+                this.sync_around(&target)?;
+                return this.stored(&name);
             }
             Err(bug("candidates for a name never end"))
         })

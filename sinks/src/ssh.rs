@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bk_core::archive::writer::hex;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
+use bk_core::layout::{self, Layout, file_name};
 use bk_core::name::{ArchiveName, compact};
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
@@ -39,6 +40,8 @@ const LEFT_OVER_AFTER: SignedDuration = SignedDuration::from_hours(24);
 const RESERVE_BYTES: u64 = 4 << 20;
 /// Reads that are on their way.
 const READS_IN_FLIGHT: usize = 64;
+/// Folders that are listed side by side.
+const FOLDERS_AT_ONCE: usize = 16;
 /// A sum file, or a note.
 const SMALL_BYTES: u64 = 2 << 20;
 
@@ -68,6 +71,10 @@ pub struct HostSettings {
     /// A file of OpenSSH's; without it `~/.ssh/known_hosts`.
     #[serde(default)]
     pub known_hosts: Option<PathBuf>,
+    /// Whether the key of a server of which nothing is recorded is believed, and written down in `known_hosts`. A changed one never is.
+    /// Meant for one run: `--set sink.NAME.accept_new_host_key=true`.
+    #[serde(default)]
+    pub accept_new_host_key: bool,
 }
 
 /// Settings of the sink `ssh`.
@@ -96,11 +103,18 @@ pub struct SshSettings {
     /// A file of OpenSSH's; without it `~/.ssh/known_hosts`.
     #[serde(default)]
     pub known_hosts: Option<PathBuf>,
+    /// Whether the key of a server of which nothing is recorded is believed, and written down in `known_hosts`. A changed one never is.
+    /// Meant for one run: `--set sink.NAME.accept_new_host_key=true`.
+    #[serde(default)]
+    pub accept_new_host_key: bool,
     /// Another host that the connection goes through.
     #[serde(default)]
     pub jump: Option<HostSettings>,
     /// The folder, which must be there; relative to where the account comes in.
     pub path: String,
+    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. What lies there already is listed in both.
+    #[serde(default)]
+    pub layout: Layout,
 }
 
 /// Where the archives are, and the way there.
@@ -108,6 +122,7 @@ pub struct Place {
     host: HostSettings,
     jump: Option<HostSettings>,
     path: String,
+    layout: Layout,
 }
 
 impl Place {
@@ -134,9 +149,11 @@ impl Place {
                 password: parsed.password,
                 host_key: parsed.host_key,
                 known_hosts: parsed.known_hosts,
+                accept_new_host_key: parsed.accept_new_host_key,
             }),
             jump: parsed.jump.map(resolved),
             path,
+            layout: parsed.layout,
         }
     }
 }
@@ -203,6 +220,14 @@ impl Ssh {
         } else {
             Err(bug(format!("`{name}` is no name in a folder")))
         }
+    }
+
+    /// A file of an archive beneath the folder, whose own folder is made.
+    async fn name_for(&self, sftp: &Sftp, name: &ArchiveName, file: &str) -> Result<String> {
+        if let Some(folder) = self.place.layout.folder(name) {
+            sftp.make_folder(&self.path_of(&folder)?).await?;
+        }
+        Ok(self.place.layout.path(name, file))
     }
 
     /// A name that nobody else has.
@@ -347,6 +372,7 @@ impl Sink for Ssh {
         if !sftp.has("fsync@openssh.com") {
             warnings.push("the server cannot be told to sync: after a power failure there the newest archive may be torn".into());
         }
+        warnings.push("a folder there cannot be told to sync, and notes cannot be changed under a condition: let one host alone prune here".into());
         if !sftp.has("hardlink@openssh.com") {
             warnings.push("the server makes no hard links: names are claimed by a renaming that must refuse those that are taken".into());
         }
@@ -384,11 +410,34 @@ impl Sink for Ssh {
             Err(failure) => return Err(failure.error),
         };
         let wanted = |name: &str| name.starts_with(&filter.prefix) && looks_like_an_archive(name);
-        Ok(entries
-            .iter()
-            .filter(|(name, meta)| meta.is_file && wanted(name))
-            .map(|(name, meta)| stored(name, meta))
-            .collect())
+        let in_folder = |folder: &str, entries: &[(String, sftp::Meta)]| {
+            entries
+                .iter()
+                .filter(|(file, meta)| meta.is_file && wanted(file))
+                .map(|(file, meta)| stored(&format!("{folder}{file}"), meta))
+                .collect::<Vec<_>>()
+        };
+        let mut found = in_folder("", &entries);
+        let days = entries
+            .into_iter()
+            .filter(|(name, meta)| meta.is_folder && layout::is_folder(name));
+        let days: Vec<String> = days.map(|(name, _)| name).collect();
+        let mut listed = futures::stream::iter(days)
+            .map(|day| {
+                let sftp = sftp.clone();
+                async move {
+                    let path = self.path_of(&day)?;
+                    // One that went meanwhile had nothing in it.
+                    let entries = there(sftp.entries(&path).await)?.unwrap_or_default();
+                    Ok::<_, Error>((format!("{day}/"), entries))
+                }
+            })
+            .buffer_unordered(FOLDERS_AT_ONCE);
+        while let Some(next) = listed.next().await {
+            let (folder, entries) = next?;
+            found.extend(in_folder(&folder, &entries));
+        }
+        Ok(found)
     }
 
     async fn read(&self, cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
@@ -435,7 +484,12 @@ impl Sink for Ssh {
         }
         sftp.remove(&self.path_of(&which.name)?).await?;
         let sums = self.path_of(&format!("{}.sha256", which.name))?;
-        sftp.remove_if_there(&sums).await
+        sftp.remove_if_there(&sums).await?;
+        if let Some((day, _)) = which.name.split_once('/') {
+            // Others may lie in it; then it stays.
+            drop(sftp.remove_folder(&self.path_of(day)?).await);
+        }
+        Ok(())
     }
 
     async fn place(&self, cx: &Context, which: &Stored, to: &ArchiveName) -> Result<Stored> {
@@ -443,20 +497,21 @@ impl Sink for Ssh {
         let from = self.path_of(&which.name)?;
         let sums = self.sums(cx, which).await?;
         for candidate in to.candidates(true) {
-            let path = self.path_of(&candidate)?;
-            if self.is_there(&sftp, &candidate).await? {
+            let name = self.name_for(&sftp, to, &candidate).await?;
+            let path = self.path_of(&name)?;
+            if self.is_there(&sftp, &name).await? {
                 continue;
             }
             sftp.link(&from, &path).await?;
             if let Some(text) = &sums {
-                let line = format!("  {}\n", which.name);
+                let line = format!("  {}\n", file_name(&which.name));
                 let text = text.replace(&line, &format!("  {candidate}\n"));
                 let temporary = self.temporary(cx, "sums")?;
                 sftp.write_small(&temporary, text.as_bytes()).await?;
-                let path = self.path_of(&format!("{candidate}.sha256"))?;
+                let path = self.path_of(&format!("{name}.sha256"))?;
                 sftp.replace(&temporary, &path).await?;
             }
-            return self.stored(&sftp, &candidate).await;
+            return self.stored(&sftp, &name).await;
         }
         Err(bug("candidates for a name never end"))
     }

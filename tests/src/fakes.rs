@@ -105,6 +105,18 @@ impl MemorySink {
             .insert(name.to_owned(), (bytes, String::new()));
     }
 
+    /// Takes an archive away.
+    pub fn remove(&self, name: &str) {
+        self.state.lock().unwrap().archives.remove(name);
+    }
+
+    /// Takes all but the last names away.
+    pub fn keep_newest(&self, count: usize) {
+        let names = self.names();
+        let old = names.len().saturating_sub(count);
+        names[..old].iter().for_each(|name| self.remove(name));
+    }
+
     fn has(&self, defect: SinkDefect) -> bool {
         self.defect == Some(defect)
     }

@@ -45,7 +45,12 @@ pub struct FaultySink {
     pub fault: Fault,
     /// Uploads that were aborted.
     pub aborted: Arc<AtomicU64>,
+    /// Told of every read before it happens.
+    pub before_read: Option<ReadHook>,
 }
+
+/// Told which copy is read, and from where.
+pub type ReadHook = Arc<dyn Fn(&Stored, u64) + Send + Sync>;
 
 impl FaultySink {
     /// Wraps.
@@ -54,6 +59,15 @@ impl FaultySink {
             inner,
             fault,
             aborted: Arc::default(),
+            before_read: None,
+        }
+    }
+
+    /// Wraps, and tells of reads.
+    pub fn watched(inner: Arc<dyn Sink>, before_read: ReadHook) -> Self {
+        Self {
+            before_read: Some(before_read),
+            ..Self::new(inner, Fault::None)
         }
     }
 
@@ -135,6 +149,9 @@ impl Sink for FaultySink {
 
     async fn read(&self, cx: &Context, which: &Stored, range: Range<u64>) -> Result<ByteStream> {
         use futures::StreamExt;
+        if let Some(hook) = &self.before_read {
+            hook(which, range.start);
+        }
         let stream = self.inner.read(cx, which, range.clone()).await?;
         let Fault::Flip(at) = self.fault else {
             return Ok(stream);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,7 +27,16 @@ pub struct Sshd {
 impl Sshd {
     /// Starts one with more lines of configuration; says loudly when that cannot be done here.
     pub fn start(lines: &[&str]) -> Option<Self> {
-        match Self::started(lines) {
+        Self::start_with(lines, None)
+    }
+
+    /// The same with a disk of so many MiB as `small` in its folder, which only the server sees.
+    pub fn start_with_small_disk(mib: u64) -> Option<Self> {
+        Self::start_with(&[], Some(mib))
+    }
+
+    fn start_with(lines: &[&str], small_disk_mib: Option<u64>) -> Option<Self> {
+        match Self::started(lines, small_disk_mib) {
             Ok(server) => Some(server),
             Err(why) => {
                 crate::skip(&format!("sshd did not start: {why}"));
@@ -35,10 +45,14 @@ impl Sshd {
         }
     }
 
-    fn started(lines: &[&str]) -> Result<Self, String> {
+    fn started(lines: &[&str], small_disk_mib: Option<u64>) -> Result<Self, String> {
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("servers/sshd");
-        let mut child = Command::new(script)
+        let mut command = Command::new(script);
+        if let Some(mib) = small_disk_mib {
+            command.env("BK_SMALL_DISK", mib.to_string());
+        }
+        let mut child = command
             .arg(binary::cache())
             .arg(folder.path())
             .arg(port.to_string())
@@ -71,6 +85,12 @@ impl Sshd {
     /// Where the account comes in.
     pub fn files(&self) -> PathBuf {
         self.path("files")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        let text = std::fs::read_to_string(self.path("pid")).unwrap();
+        text.trim().parse().unwrap()
     }
 
     /// A folder in it that the account may write into.
@@ -204,4 +224,88 @@ async fn pass(
             return;
         }
     }
+}
+
+/// A way to a port that is as long, and as narrow, as it is told.
+pub struct Link {
+    /// Its own port.
+    pub port: u16,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Bytes of one piece on a link, and pieces on their way: more than any window.
+const PIECE_BYTES: usize = 64 << 10;
+const PIECES: usize = 2048;
+
+impl Link {
+    /// To a port on loopback: so long from end to end, so many bytes in a second each way.
+    pub async fn to(port: u16, one_way: Duration, bytes_per_second: Option<u64>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::from(listener, port, one_way, bytes_per_second)
+    }
+
+    /// The same from a listener.
+    pub fn from(
+        listener: TcpListener,
+        port: u16,
+        one_way: Duration,
+        bytes_per_second: Option<u64>,
+    ) -> Self {
+        let own = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            while let Ok((one, _)) = listener.accept().await {
+                let Ok(two) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    return;
+                };
+                one.set_nodelay(true).unwrap();
+                two.set_nodelay(true).unwrap();
+                let (one_read, one_write) = one.into_split();
+                let (two_read, two_write) = two.into_split();
+                tokio::spawn(carry(one_read, two_write, one_way, bytes_per_second));
+                tokio::spawn(carry(two_read, one_write, one_way, bytes_per_second));
+            }
+        });
+        Self { port: own, task }
+    }
+}
+
+async fn carry(
+    mut from: impl AsyncReadExt + Unpin + Send + 'static,
+    mut to: impl AsyncWriteExt + Unpin,
+    one_way: Duration,
+    bytes_per_second: Option<u64>,
+) {
+    let pieces = bytes_per_second.map_or(PIECES, |_| 1);
+    let (on_its_way, mut arrives) = tokio::sync::mpsc::channel(pieces);
+    tokio::spawn(async move {
+        let most = bytes_per_second.map_or(PIECE_BYTES, |rate| (rate / 8) as usize);
+        loop {
+            let mut piece = vec![0; most];
+            let Ok(read) = from.read(&mut piece).await else {
+                return;
+            };
+            piece.truncate(read);
+            let due = tokio::time::Instant::now() + one_way;
+            if read == 0 || on_its_way.send((due, piece)).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Some((due, piece)) = arrives.recv().await {
+        if let Some(rate) = bytes_per_second {
+            tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
+        }
+        tokio::time::sleep_until(due).await;
+        if to.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+    // The other side has ended; what it sent is there.
+    drop(to.shutdown().await);
 }

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bk_core::context::Context;
+use bk_core::layout::Layout;
 use bk_core::settings::Settings;
 use bk_core::sink::Sink;
 use bk_core::source::Source;
@@ -44,13 +45,16 @@ async fn the_sink_in_memory_passes_the_suite_with_and_without_ranges() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_local_sink_passes_the_suite() {
     let folders = std::sync::Mutex::new(Vec::new());
-    let empty = || {
-        let folder = tempfile::tempdir().unwrap();
-        let sink: Arc<dyn Sink> = Arc::new(Local::new(folder.path().join("deep/out")));
-        folders.lock().unwrap().push(folder);
-        sink
-    };
-    assert_eq!(every_sink_check(empty).await, []);
+    for layout in [Layout::Flat, Layout::Dates] {
+        let empty = || {
+            let folder = tempfile::tempdir().unwrap();
+            let local = Local::new(folder.path().join("deep/out"));
+            let sink: Arc<dyn Sink> = Arc::new(local.with_layout(layout));
+            folders.lock().unwrap().push(folder);
+            sink
+        };
+        assert_eq!(every_sink_check(empty).await, [], "{layout:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use bk_core::sink::{Filter, Seal, Sink, Stored, Upload};
 use bk_tests::engine::Site;
 use bk_tests::fakes::FakeSource;
 use bk_tests::sink_suite;
-use bk_tests::sshd::{Cutting, Sshd, public, sink};
+use bk_tests::sshd::{Cutting, Link, Sshd, public, sink};
 use bk_tests::{long, seed};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,6 +16,7 @@ use serde_json::json;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 fn name(second: i8) -> ArchiveName {
     let start = jiff::civil::date(2026, 8, 22).at(3, 15, second, 0);
@@ -73,13 +74,20 @@ async fn the_suite_passes_and_a_backup_comes_back() {
     };
     let cx = Site::default().context();
     let mut failed = Vec::new();
-    for (name, check) in sink_suite::CHECKS {
-        let sink: Arc<dyn Sink> = Arc::new(server.sink(name));
+    let layouts = ["flat", "dates"];
+    let checks = sink_suite::CHECKS.iter();
+    let checks = checks.flat_map(|check| layouts.map(|layout| (check, layout)));
+    for ((name, check), layout) in checks {
+        let path = format!("{layout}-{name}");
+        server.make_folder(&path);
+        let mut table = server.table(&path);
+        table["layout"] = json!(layout);
+        let sink: Arc<dyn Sink> = Arc::new(sink(table).unwrap());
         println!("{:?}", sink.check(&cx).await.unwrap());
         if let Err(why) = check(&cx, &sink).await {
-            failed.push((*name, why));
+            failed.push((path.clone(), why));
         }
-        let left = std::fs::read_dir(server.files().join(name)).unwrap();
+        let left = std::fs::read_dir(server.files().join(&path)).unwrap();
         let parts = left.filter(|e| {
             e.as_ref()
                 .unwrap()
@@ -87,7 +95,7 @@ async fn the_suite_passes_and_a_backup_comes_back() {
                 .to_string_lossy()
                 .starts_with(".bk-part")
         });
-        assert_eq!(parts.count(), 0, "{name} leaves parts");
+        assert_eq!(parts.count(), 0, "{path} leaves parts");
     }
     assert_eq!(failed, []);
     for n in 1..=2 {
@@ -407,4 +415,191 @@ async fn known_hosts_means_what_it_means_to_openssh() {
             assert_eq!(error.kind, ErrorKind::Auth, "{}", error.what);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_old_handle_still_writes_reaches_no_archive() {
+    let Some(server) = Sshd::start(&[]) else {
+        return;
+    };
+    let (old, new) = (server.sink("there"), server.sink("there"));
+    let cx = Site::default().context();
+    let hint = bk_core::sink::SizeHint::default();
+    let mut late = old.create(&cx, &name(1), hint).await.unwrap();
+    let bodies = [Bytes::from(vec![1; 400_000]), Bytes::from(vec![2; 300_000])];
+    late.write(bodies[0].slice(..200_000)).await.unwrap();
+    // The same run once more, from a new session, as after a restart.
+    let published = push(&new, &bodies[1], 1).await.unwrap();
+    late.write(bodies[0].slice(200_000..)).await.unwrap();
+    assert!(whole(&new, &published).await.unwrap() == bodies[1]);
+    let second = late.publish(&name(1), &seal(&bodies[0])).await.unwrap();
+    assert_ne!(second.name, published.name);
+    assert!(whole(&new, &published).await.unwrap() == bodies[1]);
+    assert!(whole(&new, &second).await.unwrap() == bodies[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrow_link_is_enough() {
+    const BYTES_PER_SECOND: u64 = 64 << 10;
+    let Some(server) = Sshd::start(&[]) else {
+        return;
+    };
+    let way = Duration::from_millis(50);
+    let link = Link::to(server.port, way, Some(BYTES_PER_SECOND)).await;
+    server.make_folder("there");
+    let mut table = server.table("there");
+    table["port"] = json!(link.port);
+    let narrow = sink(table).unwrap();
+    let body = Bytes::from(vec![7; long(600_000, 8_000_000)]);
+    let stored = push(&narrow, &body, 1).await.unwrap();
+    assert!(whole(&narrow, &stored).await.unwrap() == body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_has_an_address_of_ipv6() {
+    let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+        println!("this machine has no IPv6");
+        return;
+    };
+    let Some(server) = Sshd::start(&[]) else {
+        return;
+    };
+    let link = Link::from(listener, server.port, Duration::ZERO, None);
+    server.make_folder("there");
+    let cx = Site::default().context();
+    for host in ["::1", "[::1]"] {
+        let mut table = server.table("there");
+        table["host"] = json!(host);
+        table["port"] = json!(link.port);
+        table.as_object_mut().unwrap().remove("host_key");
+        let known = server.path("known6");
+        std::fs::write(
+            &known,
+            format!("[::1]:{} {}\n", link.port, server.host_key()),
+        )
+        .unwrap();
+        table["known_hosts"] = json!(known);
+        sink(table).unwrap().check(&cx).await.unwrap();
+    }
+}
+
+/// Ends what it stopped, when a test fails too.
+struct Stopped(Vec<u32>);
+
+impl Stopped {
+    /// The processes that serve connections to a port, by what `ps` says of their parents.
+    fn of(server: &Sshd) -> Self {
+        let children = |pid: &str| {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let mut all = vec![server.pid().to_string()];
+        let mut n = 0;
+        while n < all.len() {
+            all.extend(children(&all[n]));
+            n += 1;
+        }
+        let stopped = Self(all.iter().map(|pid| pid.parse().unwrap()).collect());
+        stopped.tell(rustix::process::Signal::STOP);
+        stopped
+    }
+
+    fn tell(&self, signal: rustix::process::Signal) {
+        for pid in &self.0 {
+            let pid = rustix::process::Pid::from_raw(*pid as i32).unwrap();
+            // One that has ended needs nothing.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.tell(rustix::process::Signal::CONT);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_is_given_up() {
+    if long(0, 1) == 0 {
+        println!("takes a minute: BK_LONG=1");
+        return;
+    }
+    let Some(server) = Sshd::start(&[]) else {
+        return;
+    };
+    let there = server.sink("there");
+    let cx = Site::default().context();
+    let hint = bk_core::sink::SizeHint::default();
+    let mut upload = there.create(&cx, &name(1), hint).await.unwrap();
+    upload.write(Bytes::from(vec![1; 100_000])).await.unwrap();
+    let stopped = Stopped::of(&server);
+    let began = Instant::now();
+    let error = loop {
+        // The window fills, then nothing is acknowledged.
+        if let Err(error) = upload.write(Bytes::from(vec![2; 100_000])).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::Unreachable, "{}", error.what);
+    println!("given up after {:?}: {}", began.elapsed(), error.what);
+    drop(stopped);
+    drop(upload.abort().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_leaves_nothing() {
+    let Some(server) = Sshd::start_with_small_disk(8) else {
+        return;
+    };
+    let there = sink(server.table("small")).unwrap();
+    let cx = Site::default().context();
+    there.check(&cx).await.unwrap();
+    let small = Bytes::from(vec![1; 500_000]);
+    let before = push(&there, &small, 1).await.unwrap();
+    let error = push(&there, &Bytes::from(vec![2; 12_000_000]), 2)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSpace, "{}", error.what);
+    let listed = there.list(&cx, &Filter::default()).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert!(whole(&there, &before).await.unwrap() == small);
+    // As the server sees it.
+    let small = server.files().join("small");
+    let small = format!("/proc/{}/root{}", server.pid(), small.display());
+    let parts = std::fs::read_dir(small).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(".bk-part")
+    });
+    assert_eq!(parts.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_is_taken_once_where_that_is_asked_for_and_a_changed_one_never() {
+    let Some(server) = Sshd::start(&[]) else {
+        return;
+    };
+    server.make_folder("there");
+    let cx = Site::default().context();
+    let known = server.path("files").with_file_name("new/known_hosts");
+    let by = |accept: bool| {
+        let mut table = server.table("there");
+        table.as_object_mut().unwrap().remove("host_key");
+        table["known_hosts"] = json!(known);
+        table["accept_new_host_key"] = json!(accept);
+        sink(table).unwrap()
+    };
+    assert!(by(false).check(&cx).await.is_err());
+    let health = by(true).check(&cx).await.unwrap();
+    let said = health.warnings.join(" ");
+    assert!(said.contains("was not known and is now"), "{said}");
+    // From now on it is known, and nothing else is.
+    by(false).check(&cx).await.unwrap();
+    let other = public(&server.path("otherhostkey.pub"));
+    std::fs::write(&known, format!("[127.0.0.1]:{} {other}\n", server.port)).unwrap();
+    let changed = by(true).check(&cx).await.unwrap_err();
+    assert_eq!(changed.kind, ErrorKind::Auth, "{}", changed.what);
 }

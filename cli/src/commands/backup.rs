@@ -4,7 +4,7 @@ use super::{print_json, say_causes, say_warnings};
 use crate::args::{BackupArgs, Global};
 use crate::output::{self, bytes, count, rate, say, seconds};
 use bk_core::backup::{Backup, Limits, archive_name, draw_id};
-use bk_core::config::{Config, SourceInstance};
+use bk_core::config::{Config, SinkInstance, SourceInstance};
 use bk_core::context::Context;
 use bk_core::error::{Result, not_found, settings};
 use bk_core::lock::RunLock;
@@ -30,15 +30,20 @@ pub async fn run(
         pin: args.pin,
         not_backed_up: config.not_enabled.clone(),
     };
+    let sinks = config.backup_sinks();
+    if sinks.is_empty() {
+        return Err(settings("every sink is only read or fetched into")
+            .hint("add a [sink.NAME] table without `read_only` and `fetch`"));
+    }
     if args.dry_run {
-        print_plan(config, &sources, &plan);
+        print_plan(config, &sources, &sinks, &plan);
         return Ok(Vec::new());
     }
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
     let backup = Backup {
         settings: &config.archive,
         sources: &sources,
-        sinks: &config.sinks,
+        sinks: &sinks,
         plan,
         limits: Limits::default(),
     };
@@ -73,7 +78,12 @@ fn chosen(config: &Config, args: &BackupArgs) -> Result<Vec<SourceInstance>> {
     Ok(sources)
 }
 
-fn print_plan(config: &Config, sources: &[SourceInstance], plan: &BackupPlan) {
+fn print_plan(
+    config: &Config,
+    sources: &[SourceInstance],
+    sinks: &[SinkInstance],
+    plan: &BackupPlan,
+) {
     output::data(&format!(
         "would write {} of site {}, from {}",
         plan.name.plain(),
@@ -83,7 +93,7 @@ fn print_plan(config: &Config, sources: &[SourceInstance], plan: &BackupPlan) {
     for source in sources {
         output::data(&format!("  from {} ({})", source.name, source.plugin));
     }
-    for sink in &config.sinks {
+    for sink in sinks {
         output::data(&format!("  to   {} ({})", sink.name, sink.plugin));
     }
     for name in &plan.not_backed_up {

@@ -1,4 +1,6 @@
-//! `bk config show` and `bk config validate`
+//! `bk config show`, `validate` and `import`
+
+mod import;
 
 use super::{layers, load, print_json};
 use crate::args::{ConfigCommand, Global};
@@ -7,6 +9,9 @@ use bk_core::error::Result;
 use bk_core::report::Cause;
 
 pub fn run(command: &ConfigCommand, global: &Global) -> Result<Vec<Cause>> {
+    if let ConfigCommand::Import { file, node } = command {
+        return import::run(file, node.as_deref());
+    }
     let config = load(global)?;
     match command {
         ConfigCommand::Validate => {
@@ -20,6 +25,7 @@ pub fn run(command: &ConfigCommand, global: &Global) -> Result<Vec<Cause>> {
                 data(&format!("not backed up: {name}, its plugin is not enabled"));
             });
         }
+        ConfigCommand::Import { .. } => {}
         ConfigCommand::Show if global.json => print_json(&config.values),
         ConfigCommand::Show => {
             data(&format!("# {}", config.path.display()));

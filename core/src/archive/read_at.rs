@@ -122,6 +122,26 @@ impl SinkReadAt {
         self.passes.load(Ordering::Relaxed)
     }
 
+    /// Everything from a place to the end, in one stream.
+    pub async fn stream(&self, from: u64) -> Result<ByteStream> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        let range = from..self.which.bytes;
+        let stream = self.sink.read(&self.cx, &self.which, range).await?;
+        if self.forward.is_none() {
+            return Ok(stream);
+        }
+        // It begins at the beginning.
+        let mut skip = from;
+        let behind = stream.map(move |chunk| {
+            chunk.map(|mut chunk| {
+                let skipped = skip.min(Bytes::len(&chunk) as u64);
+                skip -= skipped;
+                chunk.split_off(skipped as usize)
+            })
+        });
+        Ok(behind.boxed())
+    }
+
     fn short(&self) -> Error {
         Error::corrupt(format!(
             "`{}` is shorter than its listed {} bytes",

@@ -35,6 +35,7 @@ pub struct Login {
 pub struct Watch {
     recorded: Recorded,
     place: String,
+    accepts_new: bool,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -42,6 +43,8 @@ pub struct Watch {
 struct Seen {
     key: Option<PublicKey>,
     refused: Option<Error>,
+    /// Nothing was recorded of it, and that is allowed.
+    is_new: bool,
 }
 
 impl client::Handler for Watch {
@@ -58,6 +61,12 @@ impl client::Handler for Watch {
             return Ok(false);
         };
         seen.key = Some(key.clone());
+        let recorded = &self.recorded;
+        if self.accepts_new && recorded.verdict(key) == Verdict::Unknown && !recorded.has_authority
+        {
+            seen.is_new = true;
+            return Ok(true);
+        }
         seen.refused = refusal(&self.recorded, key, &self.place);
         Ok(seen.refused.is_none())
     }
@@ -92,7 +101,7 @@ fn refusal(recorded: &Recorded, key: &PublicKey, place: &str) -> Option<Error> {
         .hint(format!("set host_key = [\"{line}\"]"))),
         Verdict::Unknown => Some(
             auth(format!("nothing is recorded of {place}; it shows {print}")).hint(format!(
-                "compare that with what `ssh-keygen -lf` says on the server, then set host_key = [\"{line}\"]"
+                "compare that with what `ssh-keygen -lf` says on the server, then set host_key = [\"{line}\"], or repeat once with --set sink.NAME.accept_new_host_key=true"
             )),
         ),
     }
@@ -157,7 +166,7 @@ async fn one(
     through: Option<Handle<Watch>>,
 ) -> Result<Login> {
     let recorded = recorded(host)?;
-    let warnings = recorded.warnings.clone();
+    let mut warnings = recorded.warnings.clone();
     let config = client::Config {
         nodelay: true,
         window_size: WINDOW_BYTES,
@@ -171,6 +180,7 @@ async fn one(
     let watch = Watch {
         recorded,
         place: place(host),
+        accepts_new: host.accept_new_host_key,
         seen: seen.clone(),
     };
     let connected = client::connect_stream(Arc::new(config), stream, watch).await;
@@ -178,8 +188,14 @@ async fn one(
         return Err(refused);
     }
     let mut handle = connected.map_err(|e| broken(host, &e))?;
+    let (key, is_new) = {
+        let mut seen = lock(&seen);
+        (seen.key.take(), seen.is_new)
+    };
+    if let (Some(key), true) = (&key, is_new) {
+        warnings.push(write_down(host, key)?);
+    }
     authenticate(host, &mut handle).await?;
-    let key = lock(&seen).key.take();
     Ok(Login {
         handle,
         host_key: key
@@ -218,16 +234,14 @@ fn recorded(host: &HostSettings) -> Result<Recorded> {
             ..Recorded::default()
         });
     }
-    let path = match &host.known_hosts {
-        Some(path) => path.clone(),
-        None => home(".ssh/known_hosts").ok_or_else(|| {
-            settings("neither `host_key` nor `known_hosts` is set, and there is no HOME")
-        })?,
-    };
+    let path = known_hosts(host)?;
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         // Without a file of the user's own nothing is recorded; one that was named must be there.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && host.known_hosts.is_none() => {
+        Err(e)
+            if e.kind() == std::io::ErrorKind::NotFound
+                && (host.known_hosts.is_none() || host.accept_new_host_key) =>
+        {
             String::new()
         }
         Err(e) => {
@@ -244,6 +258,49 @@ fn recorded(host: &HostSettings) -> Result<Recorded> {
         *warning = format!("`{}`: {warning}", path.display());
     }
     Ok(recorded)
+}
+
+/// The key of a server that was not known is kept, so that another one is noticed next time.
+fn write_down(host: &HostSettings, key: &PublicKey) -> Result<String> {
+    use std::io::Write;
+    let path = known_hosts(host)?;
+    let line = key.to_openssh().map_err(|e| {
+        settings(format!("the key of {} cannot be written down", place(host))).because(e)
+    })?;
+    let name = host.host.trim_matches(['[', ']']);
+    let name = match host.port {
+        22 => name.to_owned(),
+        port => format!("[{name}]:{port}"),
+    };
+    let failed = |e| Error::io("write down the server's key in", &path, e);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
+    // Begins with a line end: the last line of the file may lack its own.
+    let written = file.and_then(|mut file| {
+        file.write_all(format!("\n{name} {line}\n").as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(failed)?;
+    Ok(format!(
+        "the key of {} was not known and is now ({}); it stands in `{}`",
+        place(host),
+        key.fingerprint(HashAlg::Sha256),
+        path.display()
+    ))
+}
+
+fn known_hosts(host: &HostSettings) -> Result<std::path::PathBuf> {
+    match &host.known_hosts {
+        Some(path) => Ok(path.clone()),
+        None => home(".ssh/known_hosts").ok_or_else(|| {
+            settings("neither `host_key` nor `known_hosts` is set, and there is no HOME")
+        }),
+    }
 }
 
 fn home(rest: &str) -> Option<std::path::PathBuf> {

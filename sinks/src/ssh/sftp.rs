@@ -348,6 +348,13 @@ impl Sftp {
         there(self.remove(path).await).map(drop)
     }
 
+    /// Removes an empty folder.
+    pub async fn remove_folder(&self, path: &str) -> Done<()> {
+        self.done("remove", path, self.raw.rmdir(path))
+            .await
+            .map(drop)
+    }
+
     /// Makes a folder; one that is there is as good.
     pub async fn make_folder(&self, path: &str) -> Done<()> {
         let attrs = FileAttributes {

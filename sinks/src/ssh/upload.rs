@@ -169,13 +169,14 @@ impl SshUpload {
     async fn publish_now(&mut self, name: &ArchiveName, seal: &Seal) -> Result<Stored> {
         self.finish().await?;
         for candidate in name.candidates(seal.complete).take(MOST_NAMES) {
-            if self.ssh.is_there(&self.sftp, &candidate).await? {
+            let path = self.ssh.name_for(&self.sftp, name, &candidate).await?;
+            if self.ssh.is_there(&self.sftp, &path).await? {
                 continue;
             }
             let text = seal.sum_file(&candidate);
             let sums = self.ssh.temporary(&self.cx, "sums")?;
             self.sftp.write_small(&sums, text.as_bytes()).await?;
-            match self.claim(&candidate, seal).await {
+            match self.claim(&path, seal).await {
                 Ok(true) => {}
                 Ok(false) => {
                     self.sftp.remove(&sums).await?;
@@ -187,12 +188,12 @@ impl SshUpload {
                     return Err(error);
                 }
             }
-            let path = self.ssh.path_of(&format!("{candidate}.sha256"))?;
-            self.sftp.replace(&sums, &path).await?;
+            let sums_path = self.ssh.path_of(&format!("{path}.sha256"))?;
+            self.sftp.replace(&sums, &sums_path).await?;
             if let Err(error) = self.sftp.remove_if_there(&self.part).await {
                 tracing::warn!(part = %self.part, %error, "a part stays until a later run");
             }
-            return self.ssh.stored(&self.sftp, &candidate).await;
+            return self.ssh.stored(&self.sftp, &path).await;
         }
         Err(Error::new(
             ErrorKind::Conflict,

@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | couch DOCUMENTS ATTACHMENTS | noise MIB | discard | put ENDPOINT BUCKET MIB";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | couch DOCUMENTS ATTACHMENTS | noise MIB | discard | put ENDPOINT BUCKET MIB | ssh-put TABLE FILE | ssh-get TABLE | link PORT MILLISECONDS";
 
 #[tokio::main]
 async fn main() {
@@ -68,6 +68,15 @@ async fn main() {
         ["noise", mib] => noise(mib.parse().expect(USAGE)),
         ["discard"] => discard().await,
         ["put", endpoint, bucket, mib] => put(endpoint, bucket, mib.parse().expect(USAGE)).await,
+        ["ssh-put", table, file] => ssh_put(table, Path::new(file)).await,
+        ["ssh-get", table] => ssh_get(table).await,
+        ["link", port, milliseconds] => {
+            link(
+                port.parse().expect(USAGE),
+                milliseconds.parse().expect(USAGE),
+            )
+            .await;
+        }
         _ => panic!("{USAGE}"),
     }
 }
@@ -103,6 +112,76 @@ async fn couch(documents: usize, attachments: usize) {
     println!("{}", fake.port);
     let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
     ended.await.expect("the reader of standard input").ok();
+}
+
+/// A way to a port that takes so long there and back, until standard input ends. Says its port.
+async fn link(port: u16, milliseconds: u64) {
+    let one_way = std::time::Duration::from_micros(milliseconds * 500);
+    let link = bk_tests::sshd::Link::to(port, one_way, None).await;
+    println!("{}", link.port);
+    let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
+    ended.await.expect("the reader of standard input").ok();
+}
+
+/// A sink by a table in JSON, logged in.
+async fn ssh(table: &str) -> (Context, bk_sinks::ssh::Ssh) {
+    let sink = bk_tests::sshd::sink(serde_json::from_str(table).expect(USAGE)).unwrap();
+    let cx = Site::default().context();
+    sink.check(&cx).await.unwrap();
+    (cx, sink)
+}
+
+/// A file through the sink `ssh`, published; says the seconds without the login.
+async fn ssh_put(table: &str, file: &Path) {
+    use std::io::Read;
+    let (cx, sink) = ssh(table).await;
+    let mut file = std::fs::File::open(file).unwrap();
+    let bytes = file.metadata().unwrap().len();
+    let began = std::time::Instant::now();
+    let name = bk_core::backup::archive_name(
+        &bk_core::config::ArchiveSettings::default(),
+        "2026-08-22T03:15:00Z".parse().unwrap(),
+        &"a".repeat(32),
+    );
+    let mut upload = sink.create(&cx, &name, SizeHint::default()).await.unwrap();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut chunk).unwrap();
+        if read == 0 {
+            break;
+        }
+        upload
+            .write(Bytes::copy_from_slice(&chunk[..read]))
+            .await
+            .unwrap();
+    }
+    let seal = Seal {
+        sha256: "0".repeat(64),
+        bytes,
+        id: "a".repeat(32),
+        site: "main".into(),
+        complete: true,
+    };
+    upload.publish(&name, &seal).await.unwrap();
+    println!("{:.3}", began.elapsed().as_secs_f64());
+}
+
+/// The only archive of a sink `ssh`, read and dropped; says the seconds without the login.
+async fn ssh_get(table: &str) {
+    use futures::StreamExt;
+    let (cx, sink) = ssh(table).await;
+    let listed = sink.list(&cx, &Filter::default()).await.unwrap();
+    let began = std::time::Instant::now();
+    let mut stream = sink
+        .read(&cx, &listed[0], 0..listed[0].bytes)
+        .await
+        .unwrap();
+    let mut bytes = 0;
+    while let Some(chunk) = stream.next().await {
+        bytes += chunk.unwrap().len() as u64;
+    }
+    assert_eq!(bytes, listed[0].bytes);
+    println!("{:.3}", began.elapsed().as_secs_f64());
 }
 
 /// The stream on standard output.

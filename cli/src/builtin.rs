@@ -29,18 +29,3 @@ pub fn registry() -> Registry {
         ],
     }
 }
-
-/// A folder that `bk fetch DIR` fills, without any settings: a folder for each day.
-#[cfg(feature = "local")]
-pub fn fetch_folder(path: &std::path::Path) -> Option<std::sync::Arc<dyn bk_core::sink::Sink>> {
-    let local = bk_sinks::local::Local::new(path.to_path_buf());
-    Some(std::sync::Arc::new(
-        local.with_layout(bk_core::layout::Layout::Dates),
-    ))
-}
-
-/// The same of a program that was built without folders.
-#[cfg(not(feature = "local"))]
-pub fn fetch_folder(_path: &std::path::Path) -> Option<std::sync::Arc<dyn bk_core::sink::Sink>> {
-    None
-}

@@ -591,6 +591,63 @@ async fn the_whole_path_from_a_cluster_to_a_pc() {
 }
 
 #[test]
+fn two_sites_come_from_one_node_into_folders_of_their_own() {
+    let node = Home::files();
+    node.write("src/g/u/f", "one");
+    for site in ["school", "shop"] {
+        node.bk(&["backup", "--site", site]).ended(0);
+    }
+    let pc = Home::new(&format!(
+        "format = 1\nplugins = [\"local\"]\n[sink.node]\nplugin = \"local\"\npath = {}\nread_only = true\n[sink.one]\nplugin = \"local\"\npath = \"one\"\nlayout = \"dates\"\nfetch = {{ from = \"node\", site = \"school\" }}\n[sink.two]\nplugin = \"local\"\npath = \"two\"\nlayout = \"dates\"\nfetch = {{ from = \"node\", site = \"shop\", max_age = \"1d\" }}\n",
+        quoted(&json!(node.path("out")))
+    ));
+    let before = data::digest_text(&node.path("out"));
+    pc.bk(&["check"]).ended(0);
+    pc.bk(&["fetch"]).ended(0);
+    assert_eq!(data::digest_text(&node.path("out")), before);
+    for (sink, site, other) in [("one", "school", "shop"), ("two", "shop", "school")] {
+        let listed = |site: &str| {
+            pc.bk(&["list", "--from", sink, "--site", site])
+                .ended(0)
+                .stdout
+        };
+        assert_eq!(listed(site).lines().count(), 1);
+        assert_eq!(listed(other).lines().count(), 0);
+    }
+    // What is fetched is pinned here, and nothing over there.
+    pc.bk(&["pin", "--site", "shop", "--from", "two"]).ended(0);
+    assert_eq!(data::digest_text(&node.path("out")), before);
+    // A backup has no place here.
+    let refused = pc.bk(&["backup"]).ended(4);
+    assert!(refused.stderr.contains("source"), "{}", refused.stderr);
+    pc.bk(&["fetch", "--from", "two"]).ended(4);
+    let unclear = pc.bk(&["fetch", "folder"]).ended(4);
+    assert!(unclear.stderr.contains("--from"), "{}", unclear.stderr);
+}
+
+#[test]
+fn broken_settings_of_a_fetch_are_named_with_their_place() {
+    let table = |fetch: &str| {
+        format!(
+            "format = 1\nplugins = [\"local\"]\n[sink.pc]\nplugin = \"local\"\npath = \"pc\"\nfetch = {fetch}\n"
+        )
+    };
+    for (fetch, said) in [
+        ("{ from = \"node\" }", "no other sink `node`"),
+        ("{ from = \"pc\" }", "no other sink `pc`"),
+        ("{ site = \"x\" }", "from"),
+        ("{ from = \"pc\", max_age = \"soon\" }", "no duration"),
+        ("{ from = \"pc\", max_age = \"-3h\" }", "negative"),
+        ("true", "fetch"),
+    ] {
+        let home = Home::new(&table(fetch));
+        let ran = home.bk(&["config", "validate"]).ended(4);
+        assert!(ran.stderr.contains(said), "{fetch}: {}", ran.stderr);
+        assert!(ran.stderr.contains("plugins.toml:6:"), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn what_describes_no_cluster_is_refused_with_what_to_write() {
     let home = Home::new("");
     for (text, code, said) in [

@@ -63,7 +63,7 @@ pub async fn run(
     .await;
     for (sink, health) in sinks {
         let mut row = row("sink", &sink.name, &sink.plugin, health, &mut causes);
-        if sink.policy.keep.is_none() {
+        if sink.policy.keep.is_none() && !sink.policy.read_only {
             row.warnings
                 .push("no `keep`: it grows without limit".into());
         }

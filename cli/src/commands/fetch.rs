@@ -10,6 +10,7 @@ use bk_core::error::{Error, Result, settings, unsupported};
 use bk_core::fetch::{FetchOptions, FetchReport, fetch};
 use bk_core::report::Cause;
 use bk_core::retention::Keep;
+use bk_core::settings::Settings;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use std::path::Path;
@@ -91,11 +92,21 @@ fn tasks(config: &Config, args: &FetchArgs) -> Result<Vec<Task>> {
     Ok(tasks)
 }
 
+/// A folder that no settings name: the sink `local` with a folder for each day.
 fn folder(path: &Path) -> Result<SinkInstance> {
-    let sink = builtin::fetch_folder(path)
+    let registry = builtin::registry();
+    let plugin = registry
+        .sink("local")
         .ok_or_else(|| unsupported("this bk was built without the sink `local`"))?;
+    let name = path.display().to_string();
+    let table = serde_json::json!({ "path": path, "layout": "dates" });
+    let sink = (plugin.build)(Settings {
+        instance: name.clone(),
+        folder: ".".into(),
+        table: table.as_object().cloned().unwrap_or_default(),
+    })?;
     Ok(SinkInstance {
-        name: path.display().to_string(),
+        name,
         plugin: "local".into(),
         policy: SinkPolicy {
             keep: Some(Keep::last(FETCHED_LAST)),

@@ -21,7 +21,10 @@ pub enum What {
 }
 
 pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> Result<Vec<Cause>> {
-    let catalogue = Catalogue::read(cx, &config.sinks).await;
+    // On somebody else's sink nothing is pinned from here.
+    let own = config.sinks.iter().filter(|sink| !sink.policy.read_only);
+    let own: Vec<_> = own.cloned().collect();
+    let catalogue = Catalogue::read(cx, &own).await;
     let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
     let entries = catalogue.choose(&wish(&args.which, true), &zone)?;
     for entry in entries {

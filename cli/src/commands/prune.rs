@@ -30,6 +30,9 @@ pub async fn run(
         .iter()
         .filter(|s| args.from.as_ref().is_none_or(|from| *from == s.name))
     {
+        if sink.policy.read_only {
+            continue;
+        }
         if sink.policy.keep.is_none() {
             say(&format!(
                 "`{}` has no `keep`: nothing is ever deleted there, and it grows without limit",

@@ -10,8 +10,8 @@ use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::client::{Config, RawSftpSession};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Patience with one answer; a stall is noticed earlier (`STALL`).
 const ANSWER_SECONDS: u64 = 600;
@@ -398,6 +398,14 @@ pub struct OpenFile {
     sftp: Arc<Sftp>,
     path: String,
     handle: Option<String>,
+    /// When a read was last answered.
+    brought: Mutex<Instant>,
+}
+
+fn lock(brought: &Mutex<Instant>) -> std::sync::MutexGuard<'_, Instant> {
+    brought
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl OpenFile {
@@ -408,19 +416,29 @@ impl OpenFile {
             sftp,
             path,
             handle: Some(handle),
+            brought: Mutex::new(Instant::now()),
         })
     }
 
-    /// Reads so many bytes from a place; fewer only at the end.
+    /// Reads so many bytes from a place; fewer only at the end. It is given up when none of the reads of this file brought anything for a
+    /// while: on a narrow link the last of many that were asked for at once waits long.
     pub async fn read(&self, at: u64, len: u64) -> Result<Bytes> {
         let handle = self.handle.as_deref().unwrap_or_default();
-        let read = self.sftp.read((&self.path, handle), at, len);
-        match tokio::time::timeout(STALL, read).await {
-            Ok(read) => Ok(read?),
-            Err(_) => Err(Error::new(
-                ErrorKind::Unreachable,
-                format!("{} sends nothing of `{}`", self.sftp.place, self.path),
-            )),
+        let mut read = std::pin::pin!(self.sftp.read((&self.path, handle), at, len));
+        let mut since = Instant::now();
+        loop {
+            if let Ok(read) = tokio::time::timeout_at((since + STALL).into(), &mut read).await {
+                *lock(&self.brought) = Instant::now();
+                return Ok(read?);
+            }
+            let brought = *lock(&self.brought);
+            if brought <= since {
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("{} sends nothing of `{}`", self.sftp.place, self.path),
+                ));
+            }
+            since = brought;
         }
     }
 }

@@ -401,6 +401,7 @@ impl Config {
     /// What is fetched comes from another sink that is set and enabled, into a folder here.
     fn fetches(&mut self, root: &Node, problems: &mut Problems<'_>) {
         let names: Vec<String> = self.sinks.iter().map(|sink| sink.name.clone()).collect();
+        let mut sources = Vec::new();
         for sink in &mut self.sinks {
             let Some(fetch) = &sink.policy.fetch else {
                 continue;
@@ -425,8 +426,17 @@ impl Config {
                 let hint = "use letters, digits, `-` and `_`, at most 64";
                 fault("`site` is no name of a site".into(), hint);
             }
+            sources.push(fetch.from.clone());
             // So that `bk prune` and `bk check` know it too.
             sink.policy.keep.get_or_insert(Keep::last(FETCHED_LAST));
+        }
+        // Where nothing is backed up, what is fetched from is somebody else's, whether the settings say so or not.
+        let is_others = |sink: &&mut SinkInstance| {
+            self.sources.is_empty() && !sink.policy.read_only && sources.contains(&sink.name)
+        };
+        for sink in self.sinks.iter_mut().filter(is_others) {
+            sink.policy.read_only = true;
+            sink.sink = Arc::new(ReadOnly::new(&sink.name, sink.sink.clone()));
         }
     }
 

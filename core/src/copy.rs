@@ -141,7 +141,8 @@ async fn stream(
         Ok(sha256) => {
             let said = expected_sum(&from_cx, from, entry, summary).await;
             match said {
-                Some(said) if said != sha256 => Err(Error::corrupt(format!(
+                Err(error) => Err(error),
+                Ok(Some(said)) if said != sha256 => Err(Error::corrupt(format!(
                     "`{}` on `{}` is not what its sum says",
                     entry.stored.name, from.name
                 ))
@@ -201,10 +202,10 @@ pub(crate) async fn expected_sum(
     from: &SinkInstance,
     entry: &Entry,
     summary: &Summary,
-) -> Option<String> {
-    let beside = from.sink.sums(cx, &entry.stored).await.ok().flatten();
+) -> Result<Option<String>> {
+    let beside = from.sink.sums(cx, &entry.stored).await?;
     let beside = beside.and_then(|text| sum_in(&text, &summary.id).map(str::to_owned));
-    beside.or_else(|| summary.sha256.clone())
+    Ok(beside.or_else(|| summary.sha256.clone()))
 }
 
 /// The copy opens as the archive that it is a copy of.

@@ -7,7 +7,7 @@ mod transfer;
 
 use crate::archive::writer::hex;
 use crate::catalog::{Catalogue, Entry, Summary, What, Wish};
-use crate::config::{FETCHED_LAST, SinkInstance};
+use crate::config::{FETCHED_LAST, PruneWhen, SinkInstance};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, not_found, unsupported};
 use crate::lock::RunLock;
@@ -29,6 +29,8 @@ const LISTINGS: u32 = 3;
 const MEDIAN_OF: usize = 7;
 /// Of so many archives a usual distance can be told.
 const MEDIAN_NEEDS: usize = 3;
+/// How far the clocks of two machines may be apart.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 /// What may be how old where nothing else is known.
 const USUAL_MAX_AGE: SignedDuration = SignedDuration::from_hours(48);
 
@@ -97,13 +99,16 @@ pub async fn fetch(
         site: cx.site.to_string(),
         ..FetchReport::default()
     };
+    let mut to = to.clone();
+    if options.dry_run {
+        to.sink = Arc::new(ReadOnly::new(&to.name, to.sink));
+    }
+    let keep = *to.policy.keep.get_or_insert(Keep::last(FETCHED_LAST));
     let notes = ReadOnly::with_notes_in(&from.name, from.sink.clone(), to.sink.clone());
     let from = SinkInstance {
         sink: Arc::new(notes),
         ..from.clone()
     };
-    let mut to = to.clone();
-    let keep = *to.policy.keep.get_or_insert(Keep::last(FETCHED_LAST));
     let mut fetch = Fetch {
         cx,
         from: &from,
@@ -132,6 +137,13 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     async fn run(&mut self) -> Result<()> {
+        if self.options.dry_run {
+            let here = self.read_here().await?;
+            self.say_age(&here);
+            let there = self.read_there().await?;
+            self.report.wanted = names(&self.wanted(&there, &here)?);
+            return Ok(());
+        }
         let to_cx = self.cx.for_instance(&self.to.name);
         self.to.sink.check(&to_cx).await?;
         let folder = self.to.sink.folder().ok_or_else(|| {
@@ -151,11 +163,6 @@ impl Fetch<'_> {
         };
         let max_age = self.max_age(&there);
         self.report.max_age_seconds = Some(max_age.as_secs());
-        if self.options.dry_run {
-            let wanted = self.wanted(&there, &here)?;
-            self.report.wanted = names(&wanted);
-            return Ok(());
-        }
         self.fetch_wanted(there, here).await?;
         let here = self.read_here().await?;
         self.say_age(&here);
@@ -168,11 +175,14 @@ impl Fetch<'_> {
     /// Staleness, then retention: never of a folder into which nothing good has come.
     async fn end(&mut self, max_age: SignedDuration) -> Result<()> {
         let newest = self.report.newest.as_ref();
-        if newest.is_none_or(|newest| newest.age_seconds > max_age.as_secs()) {
+        let is_old = newest.is_none_or(|newest| newest.age_seconds > max_age.as_secs());
+        // Where nobody said how old it may be, something new is good news.
+        if is_old && (self.report.fetched.is_empty() || self.options.max_age.is_some()) {
             let cause = stale(newest, max_age);
             self.report.causes.push(cause);
         }
-        if self.report.fetched.is_empty() || !self.report.causes.is_empty() {
+        let is_asked = self.to.policy.prune == PruneWhen::AfterBackup;
+        if !is_asked || self.report.fetched.is_empty() || !self.report.causes.is_empty() {
             return Ok(());
         }
         let cx = self.cx.for_instance(&self.to.name);
@@ -184,12 +194,34 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    async fn read_here(&self) -> Result<Catalogue> {
-        read(self.cx, self.to).await
+    async fn read_here(&mut self) -> Result<Catalogue> {
+        let here = read(self.cx, self.to).await?;
+        Ok(self.without_the_future(here, &self.to.name.clone()))
     }
 
-    async fn read_there(&self) -> Result<Catalogue> {
-        read(self.cx, self.from).await
+    async fn read_there(&mut self) -> Result<Catalogue> {
+        let there = read(self.cx, self.from).await?;
+        Ok(self.without_the_future(there, &self.from.name.clone()))
+    }
+
+    /// An archive of a clock that was wrong must not be the newest for years.
+    fn without_the_future(&mut self, mut catalogue: Catalogue, sink: &str) -> Catalogue {
+        let latest = self.cx.clock.now() + CLOCKS_DIFFER;
+        catalogue.entries.retain(|entry| {
+            let created = entry.summary().map(|summary| summary.created);
+            let Some(created) = created.filter(|created| *created > latest) else {
+                return true;
+            };
+            let name = &entry.stored.name;
+            let what = format!(
+                "`{name}` on `{sink}` is dated {created}, in the future: it is left where it is"
+            );
+            if !self.report.warnings.contains(&what) {
+                self.report.warnings.push(what);
+            }
+            false
+        });
+        catalogue
     }
 
     fn failed(&mut self, error: &Error) {
@@ -272,43 +304,61 @@ impl Fetch<'_> {
                     self.report.wanted.push(name);
                 }
             }
-            let Some((entry, error)) = self.fetch_all(&wanted).await else {
-                return Ok(());
-            };
-            if error.kind == ErrorKind::Cancelled {
+            let mut failed = self.fetch_all(&wanted).await;
+            if let Some((_, error)) = failed.pop_if(|(_, e)| e.kind == ErrorKind::Cancelled) {
                 return Err(error);
             }
-            let entry = entry.clone();
-            let listed = self.read_there().await;
-            let changed = listed.is_ok_and(|listed| {
-                let same = listed.entries.iter().any(|e| is_same(e, &entry));
-                there = listed;
-                !same
-            });
-            if !changed || listing >= LISTINGS {
-                self.report
-                    .causes
-                    .push(Cause::new(&entry.stored.name, &error));
+            if failed.is_empty() {
                 return Ok(());
             }
-            self.report.warnings.push(format!(
-                "`{}` was replaced or went while it was fetched; `{}` was listed anew",
-                entry.stored.name, self.from.name
-            ));
+            if let Ok(listed) = self.read_there().await {
+                there = listed;
+            }
+            let is_listed = |entry: &Entry| there.entries.iter().any(|e| is_same(e, entry));
+            let (lasting, changed): (Vec<_>, Vec<_>) = failed
+                .into_iter()
+                .partition(|(entry, _)| listing >= LISTINGS || is_listed(entry));
+            for (entry, error) in &lasting {
+                let cause = Cause::new(&entry.stored.name, error);
+                self.report.causes.push(cause);
+            }
+            if changed.is_empty() || !lasting.is_empty() {
+                return Ok(());
+            }
+            for (entry, _) in &changed {
+                self.report.warnings.push(format!(
+                    "`{}` was replaced or went while it was fetched; `{}` was listed anew",
+                    entry.stored.name, self.from.name
+                ));
+            }
             here = self.read_here().await?;
         }
         Ok(())
     }
 
-    /// The first that cannot be had, and why.
-    async fn fetch_all<'c>(&mut self, wanted: &[&'c Entry]) -> Option<(&'c Entry, Error)> {
+    /// What cannot be had, and why. The others are fetched all the same, unless the way or the folder itself is what fails.
+    async fn fetch_all(&mut self, wanted: &[&Entry]) -> Vec<(Entry, Error)> {
+        let mut failed = Vec::new();
         for entry in wanted {
             match transfer::fetch_one(self.cx, entry, self.from, self.to).await {
                 Ok(fetched) => self.report.fetched.push(fetched),
-                Err(error) => return Some((entry, error)),
+                Err(error) => {
+                    let is_its_own = matches!(
+                        error.kind,
+                        ErrorKind::Corrupt
+                            | ErrorKind::Unsupported
+                            | ErrorKind::NotFound
+                            | ErrorKind::Denied
+                            | ErrorKind::Conflict
+                    );
+                    failed.push(((*entry).clone(), error));
+                    if !is_its_own {
+                        break;
+                    }
+                }
             }
         }
-        None
+        failed
     }
 
     fn warn_of_unreadable(&mut self, there: &Catalogue) {

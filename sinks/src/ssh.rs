@@ -200,6 +200,9 @@ impl Ssh {
             return Ok(sftp.clone());
         }
         let sftp = Arc::new(Sftp::open(cx, &self.place).await?);
+        for warning in sftp.warnings() {
+            tracing::warn!("{warning}");
+        }
         *session = Some(sftp.clone());
         Ok(sftp)
     }
@@ -266,8 +269,14 @@ impl Ssh {
     /// Gives a file of ours a name, unless that is taken. Where that is done by a link, the file keeps its own name too.
     async fn claim(&self, sftp: &Sftp, file: &str, name: &str) -> Result<Done<()>> {
         if sftp.has("hardlink@openssh.com") {
-            Ok(sftp.link(file, name).await)
-        } else if self.renaming_refuses(sftp).await? {
+            let linked = sftp.link(file, name).await;
+            let refused = linked.as_ref().err().is_some_and(|f| f.code.is_some());
+            // A server that links may have a disk that does not; a name that is taken is refused as well.
+            if !refused || there(sftp.meta(name).await)?.is_some() {
+                return Ok(linked);
+            }
+        }
+        if self.renaming_refuses(sftp).await? {
             Ok(sftp.rename(file, name).await)
         } else {
             Err(unsupported(format!(

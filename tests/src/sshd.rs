@@ -100,6 +100,19 @@ impl Sshd {
         give(&path, &self.files());
     }
 
+    /// A folder with the files of another one, as if the account had made them.
+    pub fn take_in(&self, name: &str, from: &Path) {
+        self.make_folder(name);
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let to = self.files().join(name).join(path.file_name().unwrap());
+                std::fs::copy(&path, &to).unwrap();
+                give(&to, &self.files());
+            }
+        }
+    }
+
     /// Its public key.
     pub fn host_key(&self) -> String {
         public(&self.path("hostkey.pub"))

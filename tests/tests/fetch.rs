@@ -1,7 +1,7 @@
 //! `bk fetch`: archives come from where they were made into a folder here, whole or not at all, and the source is only read.
 
 use bk_core::catalog::Catalogue;
-use bk_core::config::{SinkInstance, SinkPolicy};
+use bk_core::config::{PruneWhen, SinkInstance, SinkPolicy};
 use bk_core::error::ErrorKind;
 use bk_core::fetch::{FetchOptions, FetchReport, fetch};
 use bk_core::layout::Layout;
@@ -19,7 +19,7 @@ use bk_tests::sshd::{Cutting, Sshd, sink};
 use bk_tests::{data, long, seed};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp, ToSpan};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -36,6 +36,7 @@ struct Two {
     pc: tempfile::TempDir,
     source: FakeSource,
     keep: Option<Keep>,
+    prune: PruneWhen,
 }
 
 impl Two {
@@ -45,6 +46,7 @@ impl Two {
             pc: tempfile::tempdir().unwrap(),
             source: FakeSource::small(2, 3),
             keep: None,
+            prune: PruneWhen::AfterBackup,
         }
     }
 
@@ -72,6 +74,7 @@ impl Two {
             plugin: "local".into(),
             policy: SinkPolicy {
                 keep: self.keep,
+                prune: self.prune,
                 ..SinkPolicy::default()
             },
             sink: Arc::new(Local::new(self.pc.path().join("b")).with_layout(Layout::Dates)),
@@ -239,16 +242,91 @@ async fn a_fortnight_without_the_pc_the_node_or_both_loses_nothing() {
         assert_eq!(classes(&report), stale, "day {n}");
         assert_eq!(two.here().await, here);
     }
-    // Both: what is there is fetched, and said to be old.
+    // Both: what is there is fetched, and is old by what the operator said.
     two.back_up(day(41)).await;
-    let report = two.fetch(hours_later(day(55)), &options).await;
+    let a_day = FetchOptions {
+        max_age: Some(SignedDuration::from_hours(24)),
+        ..options.clone()
+    };
+    let report = two.fetch(hours_later(day(55)), &a_day).await;
     assert_eq!(classes(&report), [Class::Stale]);
     assert_eq!(report.fetched.len(), 1);
     assert_eq!(two.here().await.len(), 11, "nothing goes while it is old");
+    let report = two.fetch(hours_later(day(55)), &options).await;
+    assert_eq!(classes(&report), [Class::Stale], "nothing new, and old");
     two.back_up(day(56)).await;
     let report = two.fetch(hours_later(day(56)), &options).await;
     assert_eq!(classes(&report), []);
     assert_eq!(two.here().await.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_a_clock_that_was_wrong_is_left_where_it_is() {
+    let two = Two::new();
+    two.back_up(day(3000)).await;
+    for n in 1..=2 {
+        two.back_up(day(n)).await;
+        let report = two
+            .fetch(hours_later(day(n)), &FetchOptions::default())
+            .await;
+        assert_eq!(classes(&report), []);
+        assert_eq!(report.fetched.len(), 1);
+        assert!(
+            report.warnings[0].contains("in the future"),
+            "{:?}",
+            report.warnings
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_keeps_nothing_else_from_coming_and_never_is_never() {
+    let mut two = Two::of_mebibytes(3);
+    for n in 1..=4 {
+        two.back_up(day(n)).await;
+    }
+    let damaged = "backup.2026-08-03.tar.xz";
+    let mut bytes = two.node.archive(damaged).unwrap().to_vec();
+    bytes[1 << 20] ^= 1;
+    two.node.put(damaged, bytes.into());
+    let all = FetchOptions {
+        all: true,
+        ..FetchOptions::default()
+    };
+    let report = two.fetch(hours_later(day(4)), &all).await;
+    assert_eq!(classes(&report), [Class::Corrupt]);
+    assert_eq!(two.here().await.len(), 3);
+    // Retention that is left to `bk prune` is left to it.
+    two.keep = Some(Keep::last(1));
+    two.prune = PruneWhen::Never;
+    two.back_up(day(5)).await;
+    let report = two
+        .fetch(hours_later(day(5)), &FetchOptions::default())
+        .await;
+    assert_eq!(classes(&report), []);
+    assert_eq!(two.here().await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_may_only_read_is_enough() {
+    let Some(server) = Sshd::start(&["ForceCommand internal-sftp -R -d FOLDER/files"]) else {
+        return;
+    };
+    let made = tempfile::tempdir().unwrap();
+    let report = Site::default()
+        .source("fake", FakeSource::small(2, 2))
+        .sink("node", Local::new(made.path().to_path_buf()))
+        .at(&day(1).to_string())
+        .backup()
+        .await;
+    assert!(report.causes.is_empty());
+    server.take_in("node", made.path());
+    let two = Two::new();
+    let remote = Arc::new(sink(server.table("node")).unwrap());
+    let options = FetchOptions::default();
+    let report = two.fetch_from(remote, hours_later(day(1)), &options).await;
+    assert_eq!(classes(&report), [], "{:?}", report.causes);
+    assert_eq!(two.here().await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -478,7 +556,10 @@ async fn a_fetch_that_is_killed_is_gone_on_with() {
             home.bk(&["verify", "--from", "pc"]).ended(0);
         }
     }
-    home.bk(&["fetch"]).ended(0);
+    let last = home.bk(&["fetch", "--json"]).ended(0);
+    let last: serde_json::Value = serde_json::from_str(&last.stdout).unwrap();
+    let kept = last[0]["fetched"][0]["kept_bytes"].as_u64();
+    assert!(kept.is_none_or(|kept| kept > 0), "{last}");
     home.bk(&["verify", "--from", "pc"]).ended(0);
     assert_eq!(parts(&home.path("pc")), 0);
     let passed = cutting.passed.load(Ordering::SeqCst) - begin;
@@ -621,6 +702,26 @@ fn two_sites_come_from_one_node_into_folders_of_their_own() {
     let refused = pc.bk(&["backup"]).ended(4);
     assert!(refused.stderr.contains("source"), "{}", refused.stderr);
     pc.bk(&["fetch", "--from", "two"]).ended(4);
+    // A folder that is named keeps its own rules, and gets its own site alone.
+    pc.bk(&["fetch", "--site", "shop"]).ended(0);
+    assert_eq!(
+        pc.bk(&["list", "--from", "one", "--site", "shop"])
+            .ended(0)
+            .stdout,
+        ""
+    );
+    let before = pc.names_in(".");
+    pc.bk(&[
+        "fetch",
+        "--from",
+        "node",
+        "--dry-run",
+        "looked-at",
+        "--site",
+        "shop",
+    ])
+    .ended(0);
+    assert_eq!(pc.names_in("."), before);
     // The only sink that is not a folder of this machine's own to fill.
     pc.bk(&["fetch", "folder"]).ended(5);
     pc.bk(&["fetch", "folder", "--site", "school"]).ended(0);

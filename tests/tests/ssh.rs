@@ -220,6 +220,13 @@ async fn each_fault_of_the_way_has_its_own_error() {
         table[key] = value;
         table
     };
+    let ecdsa = server.path("files").with_file_name("ecdsa");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ecdsa", "-N", "", "-f"])
+        .arg(&ecdsa)
+        .status()
+        .unwrap();
+    assert!(made.success());
     let kind_of = |table: serde_json::Value| {
         let cx = cx.clone();
         async move {
@@ -245,6 +252,11 @@ async fn each_fault_of_the_way_has_its_own_error() {
             ),
             ErrorKind::Auth,
             "another key",
+        ),
+        (
+            changed("host_key", json!([public(&ecdsa.with_extension("pub"))])),
+            ErrorKind::Auth,
+            "of a kind that is recorded",
         ),
         (
             changed("key", json!(server.path("wrong"))),

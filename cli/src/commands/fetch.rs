@@ -29,7 +29,7 @@ pub async fn run(
 ) -> Result<Vec<Cause>> {
     let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
     let (mut reports, mut causes) = (Vec::new(), Vec::new());
-    for task in tasks(config, args)? {
+    for task in tasks(config, args, global)? {
         let from = config.sink(&task.what.from)?;
         // `--site` says it for all of them.
         let site = match (&global.site, &task.what.site) {
@@ -62,10 +62,10 @@ pub async fn run(
 }
 
 /// A folder that is named here, or all that the settings have a `fetch` table for.
-fn tasks(config: &Config, args: &FetchArgs) -> Result<Vec<Task>> {
+fn tasks(config: &Config, args: &FetchArgs, global: &Global) -> Result<Vec<Task>> {
     if let Some(path) = &args.into {
         return Ok(vec![Task {
-            to: folder(path)?,
+            to: folder(config, path)?,
             what: FetchSettings {
                 from: the_source(config, args)?,
                 site: None,
@@ -75,25 +75,39 @@ fn tasks(config: &Config, args: &FetchArgs) -> Result<Vec<Task>> {
         }]);
     }
     let of_source = |what: &FetchSettings| args.from.as_ref().is_none_or(|from| *from == what.from);
+    // With `--site` the folder of another site is not filled with it.
+    let of_site = |what: &FetchSettings| {
+        global.site.is_none() || what.site.is_none() || global.site == what.site
+    };
     let tasks: Vec<Task> = config
         .sinks
         .iter()
         .filter_map(|sink| {
             let what = sink.policy.fetch.clone()?;
             let to = sink.clone();
-            of_source(&what).then_some(Task { to, what })
+            (of_source(&what) && of_site(&what)).then_some(Task { to, what })
         })
         .collect();
     if tasks.is_empty() {
-        return Err(settings("no sink has a `fetch` table").hint(
+        return Err(settings("no sink has a `fetch` table for this").hint(
             "name the folder: bk fetch --from SINK DIR; or write fetch = { from = \"SINK\" } into a [sink.NAME] table of a folder",
         ));
     }
     Ok(tasks)
 }
 
-/// A folder that no settings name: the sink `local` with a folder for each day.
-fn folder(path: &Path) -> Result<SinkInstance> {
+/// The sink that the settings have for this folder, with its own rules; else a folder for each day, and the last ten.
+fn folder(config: &Config, path: &Path) -> Result<SinkInstance> {
+    let same = |sink: &&SinkInstance| {
+        let folders = (
+            sink.sink.folder().map(Path::canonicalize),
+            path.canonicalize(),
+        );
+        matches!(folders, (Some(Ok(one)), Ok(two)) if one == two)
+    };
+    if let Some(sink) = config.sinks.iter().find(same) {
+        return Ok(sink.clone());
+    }
     let registry = builtin::registry();
     let plugin = registry
         .sink("local")

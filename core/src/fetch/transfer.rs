@@ -74,7 +74,7 @@ pub(super) async fn fetch_one(
         return Err(Error::corrupt(what));
     }
     let pieces = Piece::all(&opened).await?;
-    let said = expected_sum(&from_cx, from, entry, summary).await;
+    let said = expected_sum(&from_cx, from, entry, summary).await?;
     let hint = SizeHint {
         previous_bytes: Some(entry.stored.bytes),
     };
@@ -311,13 +311,11 @@ impl Transfer<'_> {
         if self.here() == self.read.len() {
             return Ok(());
         }
-        let mut stream = self.read.stream(self.here()).await?;
+        let silent = || Error::new(ErrorKind::Unreachable, "nothing came for a long time");
+        let opened = self.read.stream(self.here());
+        let mut stream = self.cx.within(SILENCE, silent, opened).await?;
         while let Some(piece) = self.pieces.get(self.next) {
             while (self.waiting.len() as u64) < piece.len {
-                let silent = || {
-                    let what = "nothing came for a long time";
-                    Error::new(ErrorKind::Unreachable, what)
-                };
                 let next = async { Ok::<_, Error>(stream.next().await) };
                 let chunk = self.cx.within(SILENCE, silent, next).await?;
                 let chunk = chunk.ok_or_else(|| {

@@ -21,6 +21,8 @@ const CHANNEL_MESSAGES: usize = 1024;
 /// A server that is silent for so long is asked whether it is there, and given up after so many questions.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVES: usize = 3;
+/// The same where what is sent fills every buffer, so that no question goes out.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// A connection whose account was accepted, and the one that it goes through.
 pub struct Login {
@@ -173,6 +175,7 @@ async fn one(
         channel_buffer_size: CHANNEL_MESSAGES,
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: KEEPALIVES,
+        inactivity_timeout: Some(SILENCE),
         preferred: preferred(&recorded),
         ..client::Config::default()
     };
@@ -187,7 +190,20 @@ async fn one(
     if let Some(refused) = lock(&seen).refused.take() {
         return Err(refused);
     }
-    let mut handle = connected.map_err(|e| broken(host, &e))?;
+    let mut handle = connected.map_err(|e| match e {
+        russh::Error::NoCommonAlgo {
+            kind: russh::AlgorithmKind::Key,
+            ..
+        } => Error::new(
+            ErrorKind::Auth,
+            format!(
+                "{} has no key of a kind that is recorded of it, or that is known here",
+                place(host)
+            ),
+        )
+        .hint("somebody else may answer in its place: ask who runs it, then mend `host_key` or `known_hosts`"),
+        other => broken(host, &other),
+    })?;
     let (key, is_new) = {
         let mut seen = lock(&seen);
         (seen.key.take(), seen.is_new)

@@ -10,6 +10,7 @@ use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::client::{Config, RawSftpSession};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Sftp {
     raw: RawSftpSession,
     login: Login,
     extensions: HashMap<String, String>,
+    /// An answer failed to come, whatever the connection says of itself.
+    is_dead: AtomicBool,
     /// Bytes that one read may ask for.
     pub read_bytes: u64,
     /// `user@host`, for people.
@@ -110,6 +113,7 @@ impl Sftp {
             raw,
             login,
             extensions: version.extensions,
+            is_dead: AtomicBool::new(false),
             read_bytes: USUAL_BYTES,
             place: shown,
         };
@@ -129,7 +133,12 @@ impl Sftp {
 
     /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
-        self.login.handle.is_closed()
+        self.is_dead.load(Ordering::Relaxed) || self.login.handle.is_closed()
+    }
+
+    /// Nobody asks it any more.
+    fn give_up(&self) {
+        self.is_dead.store(true, Ordering::Relaxed);
     }
 
     /// The server's key, as it is written down.
@@ -146,7 +155,10 @@ impl Sftp {
         let what = format!("could not {doing} `{path}` on {}", self.place);
         let code = match error {
             SftpError::Status(status) => Some(status.status_code),
-            _ => None,
+            _ => {
+                self.give_up();
+                None
+            }
         };
         let kind = match code {
             Some(StatusCode::NoSuchFile) => ErrorKind::NotFound,
@@ -156,7 +168,7 @@ impl Sftp {
         };
         let what = match code {
             Some(code) => format!("{what}: {code}"),
-            None if self.is_closed() => format!("{what}: the connection broke"),
+            None if self.login.handle.is_closed() => format!("{what}: the connection broke"),
             None => format!("{what}: {error}"),
         };
         Failure {
@@ -174,21 +186,34 @@ impl Sftp {
         work.await.map_err(|e| self.failure(doing, path, &e))
     }
 
+    /// The same of what a server answers at once.
+    async fn soon<T>(
+        &self,
+        doing: &str,
+        path: &str,
+        work: impl Future<Output = std::result::Result<T, SftpError>>,
+    ) -> Done<T> {
+        let work = tokio::time::timeout(STALL, work);
+        let answer = work.await.unwrap_or(Err(SftpError::Timeout));
+        answer.map_err(|e| self.failure(doing, path, &e))
+    }
+
     /// How a path is.
     pub async fn meta(&self, path: &str) -> Done<Meta> {
-        let attrs = self.done("look at", path, self.raw.stat(path)).await?;
+        let attrs = self.soon("look at", path, self.raw.stat(path)).await?;
         Ok(meta(&attrs.attrs))
     }
 
     /// Names and metadata in a folder.
     pub async fn entries(&self, path: &str) -> Done<Vec<(String, Meta)>> {
         let handle = self
-            .done("list", path, self.raw.opendir(path))
+            .soon("list", path, self.raw.opendir(path))
             .await?
             .handle;
         let mut found = Vec::new();
         let ended = loop {
-            match self.raw.readdir(&*handle).await {
+            let read = tokio::time::timeout(STALL, self.raw.readdir(&*handle));
+            match read.await.unwrap_or(Err(SftpError::Timeout)) {
                 Ok(names) => found.extend(
                     names
                         .files
@@ -214,7 +239,7 @@ impl Sftp {
             ..FileAttributes::empty()
         };
         let opened = self.raw.open(path, flags, attrs);
-        Ok(self.done("make", path, opened).await?.handle)
+        Ok(self.soon("make", path, opened).await?.handle)
     }
 
     /// A file for reading.
@@ -222,7 +247,7 @@ impl Sftp {
         let opened = self
             .raw
             .open(path, OpenFlags::READ, FileAttributes::empty());
-        Ok(self.done("open", path, opened).await?.handle)
+        Ok(self.soon("open", path, opened).await?.handle)
     }
 
     /// Writes at a place.
@@ -433,6 +458,7 @@ impl OpenFile {
             }
             let brought = *lock(&self.brought);
             if brought <= since {
+                self.sftp.give_up();
                 return Err(Error::new(
                     ErrorKind::Unreachable,
                     format!("{} sends nothing of `{}`", self.sftp.place, self.path),

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 /// Bytes of one write; servers need take no more.
 const WRITE_BYTES: usize = 32 << 10;
-/// Writes that wait for their acknowledgement.
+/// Writes that wait for their acknowledgement: the window that OpenSSH gives, more of them bring nothing.
 const IN_FLIGHT: usize = 64;
 /// Names that are tried.
 const MOST_NAMES: usize = 20;

@@ -12,6 +12,8 @@ pub fn registry() -> Registry {
             bk_sources::couchdb::plugin(),
             #[cfg(feature = "files")]
             bk_sources::files::plugin(),
+            #[cfg(feature = "k8s")]
+            bk_sources::k8s::plugin(),
             #[cfg(feature = "mongodb")]
             bk_sources::mongodb::plugin(),
             #[cfg(feature = "mysql")]

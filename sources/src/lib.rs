@@ -6,6 +6,8 @@ pub mod caddy;
 pub mod couchdb;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "k8s")]
+pub mod k8s;
 #[cfg(feature = "mongodb")]
 pub mod mongodb;
 #[cfg(feature = "mysql")]

@@ -153,12 +153,11 @@ impl Sftp {
 
     fn failure(&self, doing: &str, path: &str, error: &SftpError) -> Failure {
         let what = format!("could not {doing} `{path}` on {}", self.place);
-        let code = match error {
-            SftpError::Status(status) => Some(status.status_code),
-            _ => {
-                self.give_up();
-                None
-            }
+        let code = if let SftpError::Status(status) = error {
+            Some(status.status_code)
+        } else {
+            self.give_up();
+            None
         };
         let kind = match code {
             Some(StatusCode::NoSuchFile) => ErrorKind::NotFound,

@@ -2,15 +2,16 @@
 
 use crate::binary;
 use crate::database::free_port;
-use std::io::{BufRead, BufReader, Write};
+use crate::script::Script;
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// A running one.
 pub struct Kubernetes {
+    // Before its folder goes.
+    _script: Script,
     folder: tempfile::TempDir,
-    child: Child,
-    stdin: Option<ChildStdin>,
 }
 
 impl Kubernetes {
@@ -27,27 +28,11 @@ impl Kubernetes {
 
     fn started() -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
-        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("servers/kubernetes");
-        let mut child = Command::new(script)
-            .arg(binary::cache())
-            .arg(folder.path())
-            .arg(free_port().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| e.to_string())?;
-        let stdin = child.stdin.take();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?)
-            .read_line(&mut line)
-            .map_err(|e| e.to_string())?;
-        if line.trim() != "ready" {
-            return Err(format!("it said `{}`", line.trim()));
-        }
+        let at = (folder.path(), free_port());
+        let script = Script::start("kubernetes", at, &[""; 0], &[])?;
         Ok(Self {
             folder,
-            child,
-            stdin,
+            _script: script,
         })
     }
 
@@ -132,13 +117,5 @@ impl Kubernetes {
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
-    }
-}
-
-impl Drop for Kubernetes {
-    fn drop(&mut self) {
-        // The script ends the servers when its standard input ends.
-        self.stdin = None;
-        let _ = self.child.wait();
     }
 }

@@ -1,7 +1,7 @@
 //! The conformance kit: what every source and sink must do, ours and strangers', with fakes to run it on and mutants that it must catch.
 //!
 //! `sink_suite` and `source_suite` are lists of named checks over the contracts. `fakes` are a sink and a source in memory, which may be
-//! given one defect each; `faults` wraps a good sink into one that fails or stalls; `discard` is a store that keeps only sums; `fault_proxy` spoils requests on their way to a real store; `data` makes seeded bodies and trees; `generated` is a source of any size; `certificates` are for servers on loopback; `database` starts real MariaDB and MySQL servers and reads all that is in them; `object_store` starts real object stores; `kubernetes` starts a real API with its controllers; `couch_fake` is a CouchDB of our own, `pouchdb` one of others; `mongo` starts servers that speak MongoDB's protocol; `mongo_fake` is one of our own that stores bytes, `mongo_lab` measures beside the bare driver; `engine` runs
+//! given one defect each; `faults` wraps a good sink into one that fails or stalls; `discard` is a store that keeps only sums; `fault_proxy` spoils requests on their way to a real store; `data` makes seeded bodies and trees; `generated` is a source of any size; `certificates` are for servers on loopback; `database` starts real MariaDB and MySQL servers and reads all that is in them; `object_store` starts real object stores; `script` starts what lies in `servers/`; `kubernetes` starts a real API with its controllers; `couch_fake` is a CouchDB of our own, `pouchdb` one of others; `mongo` starts servers that speak MongoDB's protocol; `mongo_fake` is one of our own that stores bytes, `mongo_lab` measures beside the bare driver; `engine` runs
 //! backups and restores in process; `binary` drives the real program.
 
 pub mod binary;
@@ -24,6 +24,7 @@ pub mod mongo_fake;
 pub mod mongo_lab;
 pub mod object_store;
 pub mod pouchdb;
+pub mod script;
 pub mod sink_suite;
 pub mod source_suite;
 pub mod sshd;

@@ -1,8 +1,8 @@
 //! Servers that speak MongoDB's protocol, and everything that is in them in a form that can be compared: SecantusDB, which behaves as a replica
 //! set, or the real one that `MONGODB_URI` names.
 
-use crate::binary;
 use crate::database::free_port;
+use crate::script::Script;
 use bk_core::settings::Settings;
 use bk_core::source::Source;
 use bk_sources::mongodb::bson as raw;
@@ -11,9 +11,6 @@ use mongodb::Client;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 
 /// A running server.
@@ -21,7 +18,7 @@ pub struct Server {
     /// How to get there.
     pub uri: String,
     port: u16,
-    running: Option<(Child, ChildStdin, u32)>,
+    running: Option<(Script, u32)>,
     folder: tempfile::TempDir,
     options: Vec<String>,
 }
@@ -54,38 +51,22 @@ impl Server {
 
     /// Starts it again, on the data that it has.
     pub fn run(&mut self) -> Result<(), String> {
-        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("servers/secantus");
-        let mut child = Command::new(script)
-            .arg(binary::cache())
-            .arg(self.folder.path())
-            .arg(self.port.to_string())
-            .args(&self.options)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| e.to_string())?;
-        let stdin = child.stdin.take().ok_or("no stdin")?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?)
-            .read_line(&mut line)
-            .map_err(|e| e.to_string())?;
-        let pid = line
-            .strip_prefix("ready ")
-            .and_then(|pid| pid.trim().parse().ok());
-        let pid = pid.ok_or_else(|| format!("it said `{}`", line.trim()))?;
-        self.running = Some((child, stdin, pid));
+        let at = (self.folder.path(), self.port);
+        let script = Script::start("secantus", at, &self.options, &[])?;
+        let pid = script.said.parse();
+        let pid = pid.map_err(|_| format!("it said `{}`", script.said))?;
+        self.running = Some((script, pid));
         Ok(())
     }
 
     /// Kills it as a power cut would.
     pub fn kill(&mut self) {
-        let Some((mut child, stdin, pid)) = self.running.take() else {
+        let Some((script, pid)) = self.running.take() else {
             return;
         };
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        drop(stdin);
-        let _ = child.wait();
+        drop(script);
     }
 
     /// From its next start on it wants to know who comes.

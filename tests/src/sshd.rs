@@ -1,12 +1,10 @@
 //! A real OpenSSH server, ended with the test; and a way to it that breaks where a test wants.
 
-use crate::binary;
 use crate::database::free_port;
+use crate::script::Script;
 use bk_core::settings::Settings;
 use bk_sinks::ssh::Ssh;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,9 +17,9 @@ pub struct Sshd {
     pub port: u16,
     /// Its only account.
     pub user: String,
+    // Before its folder goes.
+    _script: Script,
     folder: tempfile::TempDir,
-    child: Child,
-    stdin: Option<ChildStdin>,
 }
 
 impl Sshd {
@@ -47,33 +45,14 @@ impl Sshd {
 
     fn started(lines: &[&str], small_disk_mib: Option<u64>) -> Result<Self, String> {
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
-        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("servers/sshd");
-        let mut command = Command::new(script);
-        if let Some(mib) = small_disk_mib {
-            command.env("BK_SMALL_DISK", mib.to_string());
-        }
-        let mut child = command
-            .arg(binary::cache())
-            .arg(folder.path())
-            .arg(port.to_string())
-            .args(lines)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| e.to_string())?;
-        let stdin = child.stdin.take();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?)
-            .read_line(&mut line)
-            .map_err(|e| e.to_string())?;
-        let user = line.trim().strip_prefix("ready ");
-        let user = user.ok_or_else(|| format!("it said `{}`", line.trim()))?;
+        let small = small_disk_mib.map(|mib| ("BK_SMALL_DISK", mib.to_string()));
+        let environment: Vec<_> = small.into_iter().collect();
+        let script = Script::start("sshd", (folder.path(), port), lines, &environment)?;
         Ok(Self {
             port,
-            user: user.to_owned(),
+            user: script.said.clone(),
+            _script: script,
             folder,
-            child,
-            stdin,
         })
     }
 
@@ -126,18 +105,19 @@ impl Sshd {
         })
     }
 
+    /// The settings of a host that a connection goes through.
+    pub fn jump_table(&self) -> serde_json::Value {
+        let mut table = self.table("");
+        if let Some(table) = table.as_object_mut() {
+            table.remove("path");
+        }
+        table
+    }
+
     /// A sink in one of its folders.
     pub fn sink(&self, path: &str) -> Ssh {
         self.make_folder(path);
         sink(self.table(path)).unwrap()
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        // The script ends the server when its standard input ends.
-        self.stdin = None;
-        let _ = self.child.wait();
     }
 }
 

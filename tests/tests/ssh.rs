@@ -326,8 +326,7 @@ async fn another_host_is_gone_through_with_both_keys_compared() {
     server.make_folder("there");
     let through = |jump: &Sshd, key: String| {
         let mut table = server.table("there");
-        let mut host = jump.table("");
-        host.as_object_mut().unwrap().remove("path");
+        let mut host = jump.jump_table();
         host["host_key"] = json!([key]);
         table["jump"] = host;
         sink(table).unwrap()
@@ -614,4 +613,70 @@ async fn a_new_key_is_taken_once_where_that_is_asked_for_and_a_changed_one_never
     std::fs::write(&known, format!("[127.0.0.1]:{} {other}\n", server.port)).unwrap();
     let changed = by(true).check(&cx).await.unwrap_err();
     assert_eq!(changed.kind, ErrorKind::Auth, "{}", changed.what);
+}
+
+#[test]
+fn each_fault_of_the_way_has_its_exit_code_and_nobody_is_asked() {
+    let (Some(server), Some(small), Some(read_only)) = (
+        Sshd::start(&[]),
+        Sshd::start_with_small_disk(8),
+        Sshd::start(&["ForceCommand internal-sftp -R -d FOLDER/files"]),
+    ) else {
+        return;
+    };
+    server.make_folder("there");
+    read_only.make_folder("there");
+    let changed = |key: &str, value: serde_json::Value| {
+        let mut table = server.table("there");
+        table[key] = value;
+        table
+    };
+    let mut through = server.jump_table();
+    through["host_key"] = json!([server.host_key()]);
+    for (table, verb, code) in [
+        (server.table("there"), "check", 0),
+        (server.table("there"), "backup", 0),
+        (
+            changed(
+                "host_key",
+                json!([public(&server.path("otherhostkey.pub"))]),
+            ),
+            "check",
+            4,
+        ),
+        (changed("key", json!(server.path("wrong"))), "check", 4),
+        (changed("path", json!("missing")), "check", 4),
+        (changed("jump", through), "check", 4),
+        (
+            changed("port", json!(bk_tests::database::free_port())),
+            "check",
+            1,
+        ),
+        (read_only.table("there"), "backup", 4),
+        (small.table("small"), "backup", 1),
+    ] {
+        let lines = table.as_object().unwrap().iter().map(|(key, value)| {
+            // What JSON writes of texts, numbers and lists, TOML reads; of the one table inside it wants other signs.
+            let text = value.to_string();
+            let text = if value.is_object() {
+                text.replace("\":", "\" = ")
+            } else {
+                text
+            };
+            format!("{key} = {text}\n")
+        });
+        let home = bk_tests::binary::Home::new(&format!(
+            "format = 1\nplugins = [\"files\", \"ssh\"]\n[source.files]\npath = \"src\"\n[sink.ssh]\n{}",
+            lines.collect::<String>()
+        ));
+        home.write("src/g/u/f", bk_tests::data::noise(7, 12 << 20));
+        let ran = home.bk(&[verb]);
+        assert_eq!(ran.code, code, "{verb} {table}: {ran:?}");
+    }
+    assert_eq!(
+        std::fs::read_dir(read_only.files().join("there"))
+            .unwrap()
+            .count(),
+        0
+    );
 }

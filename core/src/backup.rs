@@ -235,10 +235,8 @@ impl Backup<'_> {
                         && began.elapsed() + pause < self.limits.unreachable =>
                 {
                     tracing::info!(instance = %instance.name, %error, "asking again");
-                    tokio::select! {
-                        () = cx.cancel.cancelled() => return Err(Error::cancelled()),
-                        () = tokio::time::sleep(pause) => pause *= 2,
-                    }
+                    cx.pause(pause).await?;
+                    pause *= 2;
                 }
                 other => return other,
             }

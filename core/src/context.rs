@@ -85,6 +85,15 @@ impl Context {
         }
     }
 
+    /// Waits so long, unless the run is stopped.
+    pub async fn pause(&self, length: Duration) -> Result<()> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::cancelled()),
+            () = tokio::time::sleep(length) => Ok(()),
+        }
+    }
+
     /// `work`, unless the run is stopped or `limit` passes first; then `late` is the error.
     pub async fn within<T>(
         &self,

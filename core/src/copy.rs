@@ -66,13 +66,7 @@ pub async fn copy(
     if let Some((known, _)) = there.archives().find(|(_, s)| s.id == summary.id) {
         return Ok(copied(&known.stored, Way::There));
     }
-    let name =
-        ArchiveName::parse(&entry.stored.name, summary.created, &summary.id).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unsupported,
-                format!("`{}` is no name that bk gives", entry.stored.name),
-            )
-        })?;
+    let name = asked_name(entry, summary)?;
     let to_cx = cx.for_instance(&to.name);
     let (stored, way, sha256) = if let Some(stored) = inside(cx, entry, from, to, &name).await? {
         (stored, Way::Inside, summary.sha256.clone())
@@ -80,16 +74,62 @@ pub async fn copy(
         let (stored, sha256) = stream(cx, entry, summary, from, to, &name).await?;
         (stored, Way::Streamed, Some(sha256))
     };
-    if let Err(error) = is_the_archive(&to_cx, to, &stored, summary).await {
-        remove(&to_cx, to, &stored).await;
+    accept(&to_cx, to, &stored, summary, sha256).await?;
+    Ok(copied(&stored, way))
+}
+
+/// The name that the archive asks for anywhere.
+pub(crate) fn asked_name(entry: &Entry, summary: &Summary) -> Result<ArchiveName> {
+    let name = ArchiveName::parse(&entry.stored.name, summary.created, &summary.id);
+    name.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("`{}` is no name that bk gives", entry.stored.name),
+        )
+    })
+}
+
+/// A copy counts when it opens as the archive; nobody needs to read its tail again.
+pub(crate) async fn accept(
+    cx: &Context,
+    to: &SinkInstance,
+    stored: &Stored,
+    summary: &Summary,
+    sha256: Option<String>,
+) -> Result<()> {
+    if let Err(error) = is_the_archive(cx, to, stored, summary).await {
+        remove(cx, to, stored).await;
         return Err(error);
     }
     let summary = Summary {
         sha256,
         ..summary.clone()
     };
-    catalog::remember(&to_cx, &to.sink, &stored, summary).await;
-    Ok(copied(&stored, way))
+    catalog::remember(cx, &to.sink, stored, summary).await;
+    Ok(())
+}
+
+/// Gives what was sent its name, and reads it back.
+pub(crate) async fn publish(
+    cx: &Context,
+    upload: Box<dyn Upload>,
+    to: &SinkInstance,
+    (name, summary, bytes): (&ArchiveName, &Summary, u64),
+    sha256: &str,
+) -> Result<Stored> {
+    let seal = Seal {
+        sha256: sha256.to_owned(),
+        bytes,
+        id: summary.id.clone(),
+        site: summary.site.clone(),
+        complete: summary.complete,
+    };
+    let stored = upload.publish(name, &seal).await?;
+    if let Err(error) = read_back(cx, to, &stored, &seal).await {
+        remove(cx, to, &stored).await;
+        return Err(error);
+    }
+    Ok(stored)
 }
 
 /// Whole archives only: a partial one keeps the name that the sinks give partial ones, which a copy inside does not know.
@@ -142,11 +182,7 @@ async fn stream(
             let said = expected_sum(&from_cx, from, entry, summary).await;
             match said {
                 Err(error) => Err(error),
-                Ok(Some(said)) if said != sha256 => Err(Error::corrupt(format!(
-                    "`{}` on `{}` is not what its sum says",
-                    entry.stored.name, from.name
-                ))
-                .hint("bk verify names what is damaged")),
+                Ok(Some(said)) if said != sha256 => Err(not_its_sum(entry, from)),
                 _ => Ok(sha256),
             }
         }
@@ -159,23 +195,22 @@ async fn stream(
             return Err(error);
         }
     };
-    let seal = Seal {
-        sha256: sha256.clone(),
-        bytes: entry.stored.bytes,
-        id: summary.id.clone(),
-        site: summary.site.clone(),
-        complete: summary.complete,
-    };
-    let stored = upload.publish(name, &seal).await?;
-    if let Err(error) = read_back(&to_cx, to, &stored, &seal).await {
-        remove(&to_cx, to, &stored).await;
-        return Err(error);
-    }
+    let what = (name, summary, entry.stored.bytes);
+    let stored = publish(&to_cx, upload, to, what, &sha256).await?;
     Ok((stored, sha256))
 }
 
+/// What came is not what somebody wrote down of it.
+pub(crate) fn not_its_sum(entry: &Entry, from: &SinkInstance) -> Error {
+    Error::corrupt(format!(
+        "`{}` on `{}` is not what its sum says",
+        entry.stored.name, from.name
+    ))
+    .hint("bk verify names what is damaged")
+}
+
 /// A copy that is not what it should be must not be taken for an archive.
-pub(crate) async fn remove(cx: &Context, to: &SinkInstance, stored: &Stored) {
+async fn remove(cx: &Context, to: &SinkInstance, stored: &Stored) {
     if let Err(error) = to.sink.delete(cx, stored).await {
         tracing::warn!(name = %stored.name, version = %stored.version, %error, "a bad copy stays, delete it by hand");
     }
@@ -209,7 +244,7 @@ pub(crate) async fn expected_sum(
 }
 
 /// The copy opens as the archive that it is a copy of.
-pub(crate) async fn is_the_archive(
+async fn is_the_archive(
     cx: &Context,
     to: &SinkInstance,
     stored: &Stored,

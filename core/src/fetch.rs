@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, not_found, unsupported};
 use crate::lock::RunLock;
 use crate::prune::{PruneOptions, Pruned, prune_sink};
 use crate::report::{Cause, Class};
-use crate::retention::{self, Keep, Known};
+use crate::retention::{self, Keep, Known, median};
 use crate::sink::ReadOnly;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -72,6 +72,15 @@ pub struct FetchReport {
     pub warnings: Vec<String>,
     /// Why it is not "done, all of it".
     pub causes: Vec<Cause>,
+}
+
+impl FetchReport {
+    /// The source is listed more than once: each is said once.
+    fn warn(&mut self, what: String) {
+        if !self.warnings.contains(&what) {
+            self.warnings.push(what);
+        }
+    }
 }
 
 /// The newest whole archive here.
@@ -216,9 +225,7 @@ impl Fetch<'_> {
             let what = format!(
                 "`{name}` on `{sink}` is dated {created}, in the future: it is left where it is"
             );
-            if !self.report.warnings.contains(&what) {
-                self.report.warnings.push(what);
-            }
+            self.report.warn(what);
             false
         });
         catalogue
@@ -365,9 +372,7 @@ impl Fetch<'_> {
         for entry in &there.entries {
             if let What::Damaged(why) = &entry.what {
                 let what = format!("`{}` on `{}`: {why}", entry.stored.name, self.from.name);
-                if !self.report.warnings.contains(&what) {
-                    self.report.warnings.push(what);
-                }
+                self.report.warn(what);
             }
         }
         let newest = there.archives().next();
@@ -381,9 +386,7 @@ impl Fetch<'_> {
             };
             let name = &entry.stored.name;
             let what = format!("the newest archive, `{name}`, {what} and is not fetched");
-            if !self.report.warnings.contains(&what) {
-                self.report.warnings.push(what);
-            }
+            self.report.warn(what);
         }
     }
 }
@@ -434,14 +437,8 @@ fn starts(catalogue: &Catalogue) -> Vec<Timestamp> {
     starts
 }
 
-fn distances(starts: &[Timestamp]) -> Vec<SignedDuration> {
-    let distance = |two: &[Timestamp]| two[0].duration_since(two[1]);
-    starts.windows(2).map(distance).collect()
-}
-
-fn median(mut distances: Vec<SignedDuration>) -> Option<SignedDuration> {
-    distances.sort_unstable();
-    distances.get(distances.len() / 2).copied()
+fn distances(starts: &[Timestamp]) -> impl Iterator<Item = SignedDuration> {
+    starts.windows(2).map(|two| two[0].duration_since(two[1]))
 }
 
 /// How far apart the last archives are.

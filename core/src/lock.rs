@@ -35,10 +35,7 @@ impl RunLock {
                     return Ok(Self { _file: file });
                 }
             }
-            tokio::select! {
-                () = cx.cancel.cancelled() => return Err(Error::cancelled()),
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
+            cx.pause(Duration::from_millis(200)).await?;
         }
     }
 }

@@ -308,18 +308,8 @@ impl Lease {
                 lease.give_back(cx, instance).await;
                 if attempt < LEASE_TRIES && matches!(met, Ok(Meeting::Together)) {
                     let pause = 1 + u64::from(chance()?) % 30;
-                    let late = || Error::new(ErrorKind::Locked, "");
                     // Whoever waits less finds the other gone.
-                    let waited = cx
-                        .within(
-                            std::time::Duration::from_secs(pause),
-                            late,
-                            std::future::pending::<Result<()>>(),
-                        )
-                        .await;
-                    if waited.is_err_and(|e| e.kind == ErrorKind::Cancelled) {
-                        return Err(Error::cancelled());
-                    }
+                    cx.pause(std::time::Duration::from_secs(pause)).await?;
                     continue;
                 }
                 met?;

@@ -346,6 +346,7 @@ fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -> Vec<Strin
             ("rows", size.rows, median(earlier.iter().map(|s| s.rows))),
             ("bytes", size.bytes, median(earlier.iter().map(|s| s.bytes))),
         ] {
+            let then = then.unwrap_or(0);
             if then > 0 && now * 2 < then {
                 holds.push(format!(
                     "`{}` has {now} {what}, less than half of the median {then} of its last {}",
@@ -373,8 +374,9 @@ fn vanished(newest: &Known, previous: &Known, holds: &mut Vec<String>) {
     }
 }
 
-fn median(values: impl Iterator<Item = u64>) -> u64 {
+/// The one in the middle, the larger of two; nothing of nothing.
+pub(crate) fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values: Vec<_> = values.collect();
     values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
+    values.get(values.len() / 2).copied()
 }

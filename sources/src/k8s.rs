@@ -243,7 +243,7 @@ impl Source for K8s {
         let server = api.server().await?;
         let kinds = Kinds::discover(&api).await?;
         let taken = self.kinds(&kinds)?;
-        let mut warnings: Vec<String> = kinds.stale_of(&taken);
+        let mut warnings: Vec<String> = kinds.unanswered();
         let namespaces = match self.namespaces(&api).await {
             Ok(namespaces) => namespaces,
             // A backup fails by that; a restore makes it again.

@@ -18,6 +18,8 @@ pub mod mysql;
 mod database_filter;
 #[cfg(any(feature = "couchdb", feature = "mongodb"))]
 mod parts;
+#[cfg(any(feature = "couchdb", feature = "k8s"))]
+mod percent;
 #[cfg(any(feature = "couchdb", feature = "mongodb", feature = "mysql"))]
 #[allow(dead_code, reason = "no source needs all of it")]
 mod run_queue;

@@ -56,6 +56,15 @@ pub fn long(little: usize, all: usize) -> usize {
     }
 }
 
+/// How many parts of archives lie in a folder.
+pub fn parts_in(folder: &std::path::Path) -> usize {
+    let is_part = |name: &str| name.starts_with(".bk-part") || name.starts_with(".bk-fetch");
+    std::fs::read_dir(folder)
+        .unwrap()
+        .filter(|entry| is_part(&entry.as_ref().unwrap().file_name().to_string_lossy()))
+        .count()
+}
+
 /// Ends a test that lacks a real component: loudly, and in CI as a failure.
 pub fn skip(what: &str) {
     let ci = std::env::var_os("CI").is_some();

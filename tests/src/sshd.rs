@@ -135,6 +135,20 @@ pub fn public(path: &Path) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// The table of a sink in `plugins.toml`: what JSON writes of texts, numbers and lists, TOML reads; of a table inside it wants other signs.
+pub fn toml_of(name: &str, table: &serde_json::Value) -> String {
+    let lines = table.as_object().unwrap().iter().map(|(key, value)| {
+        let text = value.to_string();
+        let text = if value.is_object() {
+            text.replace("\":", "\" = ")
+        } else {
+            text
+        };
+        format!("{key} = {text}\n")
+    });
+    format!("[sink.{name}]\n{}", lines.collect::<String>())
+}
+
 /// A sink by its settings.
 pub fn sink(table: serde_json::Value) -> bk_core::error::Result<Ssh> {
     Ssh::new(&Settings {

@@ -15,8 +15,8 @@ use bk_tests::database::{Kind, Server};
 use bk_tests::engine::Site;
 use bk_tests::fakes::{FakeSource, MemorySink, Store};
 use bk_tests::faults::{Fault, FaultySink};
-use bk_tests::sshd::{Cutting, Sshd, sink};
-use bk_tests::{data, long, seed};
+use bk_tests::sshd::{Cutting, Sshd, sink, toml_of};
+use bk_tests::{data, long, parts_in, seed};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
@@ -408,15 +408,7 @@ async fn what_is_damaged_gets_no_name_and_sound_blocks_are_not_sent_again() {
     );
     assert!(report.fetched[0].kept_bytes > bytes.len() as u64 / 2);
     let folder = two.pc.path().join("b");
-    assert_eq!(parts(&folder), 0);
-}
-
-fn parts(folder: &Path) -> usize {
-    let entries = std::fs::read_dir(folder).unwrap();
-    let is_part = |name: &str| name.starts_with(".bk-part") || name.starts_with(".bk-fetch");
-    entries
-        .filter(|entry| is_part(&entry.as_ref().unwrap().file_name().to_string_lossy()))
-        .count()
+    assert_eq!(parts_in(&folder), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -512,13 +504,6 @@ fn quoted(value: &serde_json::Value) -> String {
     value.to_string()
 }
 
-/// The table of a sink in `plugins.toml`; what JSON writes of texts and lists, TOML reads.
-fn toml_of(name: &str, table: &serde_json::Value) -> String {
-    let lines = table.as_object().unwrap().iter();
-    let lines = lines.map(|(key, value)| format!("{key} = {}\n", quoted(value)));
-    format!("[sink.{name}]\n{}", lines.collect::<String>())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_that_is_killed_is_gone_on_with() {
     let Some(server) = Sshd::start(&[]) else {
@@ -561,7 +546,7 @@ async fn a_fetch_that_is_killed_is_gone_on_with() {
     let kept = last[0]["fetched"][0]["kept_bytes"].as_u64();
     assert!(kept.is_none_or(|kept| kept > 0), "{last}");
     home.bk(&["verify", "--from", "pc"]).ended(0);
-    assert_eq!(parts(&home.path("pc")), 0);
+    assert_eq!(parts_in(&home.path("pc")), 0);
     let passed = cutting.passed.load(Ordering::SeqCst) - begin;
     println!("{} MiB passed", passed >> 20);
 }
@@ -725,7 +710,7 @@ fn two_sites_come_from_one_node_into_folders_of_their_own() {
     // The only sink that is not a folder of this machine's own to fill.
     pc.bk(&["fetch", "folder"]).ended(5);
     pc.bk(&["fetch", "folder", "--site", "school"]).ended(0);
-    assert_eq!(parts(&pc.path("folder")), 0);
+    assert_eq!(parts_in(&pc.path("folder")), 0);
 }
 
 #[test]

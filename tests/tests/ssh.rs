@@ -6,13 +6,14 @@ use bk_core::sink::{Filter, Seal, Sink, Stored, Upload};
 use bk_tests::engine::Site;
 use bk_tests::fakes::FakeSource;
 use bk_tests::sink_suite;
-use bk_tests::sshd::{Cutting, Link, Sshd, public, sink};
-use bk_tests::{long, seed};
+use bk_tests::sshd::{Cutting, Link, Sshd, public, sink, toml_of};
+use bk_tests::{long, parts_in, seed};
 use bytes::Bytes;
 use futures::StreamExt;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -87,15 +88,8 @@ async fn the_suite_passes_and_a_backup_comes_back() {
         if let Err(why) = check(&cx, &sink).await {
             failed.push((path.clone(), why));
         }
-        let left = std::fs::read_dir(server.files().join(&path)).unwrap();
-        let parts = left.filter(|e| {
-            e.as_ref()
-                .unwrap()
-                .file_name()
-                .to_string_lossy()
-                .starts_with(".bk-part")
-        });
-        assert_eq!(parts.count(), 0, "{path} leaves parts");
+        let left = parts_in(&server.files().join(&path));
+        assert_eq!(left, 0, "{path} leaves parts");
     }
     assert_eq!(failed, []);
     for n in 1..=2 {
@@ -581,11 +575,7 @@ async fn a_full_disk_is_said_and_leaves_nothing() {
     // As the server sees it.
     let small = server.files().join("small");
     let small = format!("/proc/{}/root{}", server.pid(), small.display());
-    let parts = std::fs::read_dir(small).unwrap().filter(|entry| {
-        let name = entry.as_ref().unwrap().file_name();
-        name.to_string_lossy().starts_with(".bk-part")
-    });
-    assert_eq!(parts.count(), 0);
+    assert_eq!(parts_in(Path::new(&small)), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -655,19 +645,9 @@ fn each_fault_of_the_way_has_its_exit_code_and_nobody_is_asked() {
         (read_only.table("there"), "backup", 4),
         (small.table("small"), "backup", 1),
     ] {
-        let lines = table.as_object().unwrap().iter().map(|(key, value)| {
-            // What JSON writes of texts, numbers and lists, TOML reads; of the one table inside it wants other signs.
-            let text = value.to_string();
-            let text = if value.is_object() {
-                text.replace("\":", "\" = ")
-            } else {
-                text
-            };
-            format!("{key} = {text}\n")
-        });
         let home = bk_tests::binary::Home::new(&format!(
-            "format = 1\nplugins = [\"files\", \"ssh\"]\n[source.files]\npath = \"src\"\n[sink.ssh]\n{}",
-            lines.collect::<String>()
+            "format = 1\nplugins = [\"files\", \"ssh\"]\n[source.files]\npath = \"src\"\n{}",
+            toml_of("ssh", &table)
         ));
         home.write("src/g/u/f", bk_tests::data::noise(7, 12 << 20));
         let ran = home.bk(&[verb]);

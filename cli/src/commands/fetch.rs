@@ -4,12 +4,11 @@ use super::{print_json, say_causes, say_warnings};
 use crate::args::{FetchArgs, Global};
 use crate::builtin;
 use crate::output::{bytes, count, data, say};
-use bk_core::config::{Config, FETCHED_LAST, FetchSettings, SinkInstance, SinkPolicy};
+use bk_core::config::{Config, FetchSettings, SinkInstance, SinkPolicy};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, settings, unsupported};
 use bk_core::fetch::{FetchOptions, FetchReport, fetch};
 use bk_core::report::Cause;
-use bk_core::retention::Keep;
 use bk_core::settings::Settings;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
@@ -122,10 +121,7 @@ fn folder(config: &Config, path: &Path) -> Result<SinkInstance> {
     Ok(SinkInstance {
         name,
         plugin: "local".into(),
-        policy: SinkPolicy {
-            keep: Some(Keep::last(FETCHED_LAST)),
-            ..SinkPolicy::default()
-        },
+        policy: SinkPolicy::default(),
         sink,
     })
 }

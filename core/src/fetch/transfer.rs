@@ -5,15 +5,13 @@ use crate::archive::read_at::{ReadAt, SinkReadAt};
 use crate::archive::tail::{Line, Opened};
 use crate::archive::writer::hex;
 use crate::archive::xz;
-use crate::backup::read_back;
-use crate::catalog::{self, Entry, Summary};
+use crate::catalog::Entry;
 use crate::config::SinkInstance;
 use crate::context::Context;
-use crate::copy::{expected_sum, is_the_archive, remove};
+use crate::copy::{accept, asked_name, expected_sum, not_its_sum, publish};
 use crate::error::{Error, ErrorKind, Result, bug};
 use crate::event::Event;
-use crate::name::ArchiveName;
-use crate::sink::{Resumed, Seal, SizeHint, Stored};
+use crate::sink::{Resumed, SizeHint};
 use bytes::BytesMut;
 use futures::StreamExt;
 use serde::Serialize;
@@ -57,11 +55,7 @@ pub(super) async fn fetch_one(
     let summary = entry
         .summary()
         .ok_or_else(|| bug("only archives of this site are fetched"))?;
-    let name =
-        ArchiveName::parse(&entry.stored.name, summary.created, &summary.id).ok_or_else(|| {
-            let what = format!("`{}` is no name that bk gives", entry.stored.name);
-            Error::new(ErrorKind::Unsupported, what)
-        })?;
+    let name = asked_name(entry, summary)?;
     let (from_cx, to_cx) = (cx.for_instance(&from.name), cx.for_instance(&to.name));
     let read = Arc::new(SinkReadAt::new(
         from_cx.clone(),
@@ -104,20 +98,11 @@ pub(super) async fn fetch_one(
     let breaks = transfer.breaks;
     if said.is_some_and(|said| said != sha256) {
         crate::tee::abort(transfer.upload, &to.name).await;
-        let what = format!(
-            "`{}` on `{}` is not what its sum says",
-            entry.stored.name, from.name
-        );
-        return Err(Error::corrupt(what).hint("bk verify names what is damaged"));
+        return Err(not_its_sum(entry, from));
     }
-    let stored = publish(
-        &to_cx,
-        transfer.upload,
-        to,
-        (&name, summary, entry),
-        &sha256,
-    )
-    .await?;
+    let what = (&name, summary, entry.stored.bytes);
+    let stored = publish(&to_cx, transfer.upload, to, what, &sha256).await?;
+    accept(&to_cx, to, &stored, summary, Some(sha256.clone())).await?;
     Ok(Fetched {
         id: summary.id.clone(),
         name: stored.name,
@@ -126,38 +111,6 @@ pub(super) async fn fetch_one(
         breaks,
         sha256,
     })
-}
-
-/// Gives it its name, and reads it back.
-async fn publish(
-    cx: &Context,
-    upload: Box<dyn Resumed>,
-    to: &SinkInstance,
-    (name, summary, entry): (&ArchiveName, &Summary, &Entry),
-    sha256: &str,
-) -> Result<Stored> {
-    let seal = Seal {
-        sha256: sha256.to_owned(),
-        bytes: entry.stored.bytes,
-        id: summary.id.clone(),
-        site: summary.site.clone(),
-        complete: summary.complete,
-    };
-    let stored = upload.publish(name, &seal).await?;
-    let mut good = read_back(cx, to, &stored, &seal).await;
-    if good.is_ok() {
-        good = is_the_archive(cx, to, &stored, summary).await;
-    }
-    if let Err(error) = good {
-        remove(cx, to, &stored).await;
-        return Err(error);
-    }
-    let summary = Summary {
-        sha256: Some(sha256.to_owned()),
-        ..summary.clone()
-    };
-    catalog::remember(cx, &to.sink, &stored, summary).await;
-    Ok(stored)
 }
 
 /// A stretch of the file with what it must be.
@@ -260,7 +213,7 @@ impl Transfer<'_> {
                     };
                     tracing::warn!(%error, "the connection broke, it is made anew");
                     self.breaks += 1;
-                    self.wait(*pause).await?;
+                    self.cx.pause(*pause).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -271,13 +224,6 @@ impl Transfer<'_> {
     fn here(&self) -> u64 {
         let done = self.next.checked_sub(1).map_or(0, |n| self.pieces[n].end());
         done + self.waiting.len() as u64
-    }
-
-    async fn wait(&self, pause: Duration) -> Result<()> {
-        tokio::select! {
-            () = self.cx.cancel.cancelled() => Err(Error::cancelled()),
-            () = tokio::time::sleep(pause) => Ok(()),
-        }
     }
 
     /// Whole blocks of an earlier attempt that are what they should be, up to the first that is not.

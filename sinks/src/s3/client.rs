@@ -279,10 +279,7 @@ pub async fn pause(cx: &Context, attempt: u32) -> Result<()> {
         .min(LONGEST_PAUSE);
     let chance = RandomState::new().hash_one(attempt) % 512;
     let pause = whole / 2 + whole.mul_f64(chance as f64 / 1024.0);
-    tokio::select! {
-        () = cx.cancel.cancelled() => Err(Error::cancelled()),
-        () = tokio::time::sleep(pause) => Ok(()),
-    }
+    cx.pause(pause).await
 }
 
 fn region_of_environment() -> Option<String> {

@@ -9,6 +9,15 @@ use russh::keys::PublicKey;
 /// The port that names do without.
 const USUAL_PORT: u16 = 22;
 
+/// A host as the file names it.
+pub fn written(host: &str, port: u16) -> String {
+    if port == USUAL_PORT {
+        host.to_owned()
+    } else {
+        format!("[{host}]:{port}")
+    }
+}
+
 /// What is recorded of one host.
 #[derive(Debug, Default)]
 pub struct Recorded {
@@ -39,7 +48,7 @@ impl Recorded {
     /// Of a host, out of the text of a file.
     pub fn of(text: &str, host: &str, port: u16) -> Self {
         let host = host.to_lowercase();
-        let with_port = format!("[{host}]:{port}");
+        let written = written(&host, port);
         let mut found = Self::default();
         // The name without the port counts where nothing is known of the one with it.
         let mut without_port = Vec::new();
@@ -55,7 +64,7 @@ impl Recorded {
                 continue;
             };
             let is_usual = port == USUAL_PORT;
-            let named = line.names(if is_usual { &host } else { &with_port });
+            let named = line.names(&written);
             let named_without = !is_usual && line.names(&host);
             match line.marker {
                 Some("@revoked") if named || named_without => found.revoked.push(line.key),

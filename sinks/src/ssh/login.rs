@@ -1,6 +1,6 @@
 //! A way to the server: TCP or through another host, the server's key compared, then the account.
 
-use crate::ssh::known_hosts::{Recorded, Verdict};
+use crate::ssh::known_hosts::{self, Recorded, Verdict};
 use crate::ssh::{HostSettings, Place};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, settings, unsupported};
@@ -74,7 +74,8 @@ impl client::Handler for Watch {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// What lies behind it, also when somebody panicked who held it.
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -250,7 +251,7 @@ fn recorded(host: &HostSettings) -> Result<Recorded> {
             ..Recorded::default()
         });
     }
-    let path = known_hosts(host)?;
+    let path = known_hosts_file(host)?;
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         // Without a file of the user's own nothing is recorded; one that was named must be there.
@@ -279,15 +280,11 @@ fn recorded(host: &HostSettings) -> Result<Recorded> {
 /// The key of a server that was not known is kept, so that another one is noticed next time.
 fn write_down(host: &HostSettings, key: &PublicKey) -> Result<String> {
     use std::io::Write;
-    let path = known_hosts(host)?;
+    let path = known_hosts_file(host)?;
     let line = key.to_openssh().map_err(|e| {
         settings(format!("the key of {} cannot be written down", place(host))).because(e)
     })?;
-    let name = host.host.trim_matches(['[', ']']);
-    let name = match host.port {
-        22 => name.to_owned(),
-        port => format!("[{name}]:{port}"),
-    };
+    let name = known_hosts::written(host.host.trim_matches(['[', ']']), host.port);
     let failed = |e| Error::io("write down the server's key in", &path, e);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
@@ -310,7 +307,7 @@ fn write_down(host: &HostSettings, key: &PublicKey) -> Result<String> {
     ))
 }
 
-fn known_hosts(host: &HostSettings) -> Result<std::path::PathBuf> {
+fn known_hosts_file(host: &HostSettings) -> Result<std::path::PathBuf> {
     match &host.known_hosts {
         Some(path) => Ok(path.clone()),
         None => home(".ssh/known_hosts").ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! Files on the server: one SFTP session, errors told apart by their codes, never by their texts.
 
 use crate::ssh::Place;
-use crate::ssh::login::{self, Login};
+use crate::ssh::login::{self, Login, lock};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bytes::Bytes;
@@ -424,12 +424,6 @@ pub struct OpenFile {
     handle: Option<String>,
     /// When a read was last answered.
     brought: Mutex<Instant>,
-}
-
-fn lock(brought: &Mutex<Instant>) -> std::sync::MutexGuard<'_, Instant> {
-    brought
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl OpenFile {

@@ -6,12 +6,13 @@ mod segments;
 
 use crate::couchdb::attachments::{self, FrameLines, frame_len};
 use crate::couchdb::catalogue::{self, Definition, Info};
-use crate::couchdb::connection::{Connection, Method, encoded};
+use crate::couchdb::connection::{Connection, Method};
 use crate::couchdb::documents::{Document, leaf_of, leaf_path};
 use crate::couchdb::revision::{Envelope, Leaf};
 use crate::couchdb::server::Server;
 use crate::couchdb::{Couchdb, LAYOUT, UNIT, mark, member};
 use crate::parts::part;
+use crate::percent::encoded;
 use crate::run_queue::RunQueue;
 use async_trait::async_trait;
 use bk_core::context::Context;

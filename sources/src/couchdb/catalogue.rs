@@ -1,7 +1,8 @@
 //! What is on the server: databases, how they were made, their limits and rights.
 
-use crate::couchdb::connection::{Answer, Connection, Method, Request, encoded};
+use crate::couchdb::connection::{Answer, Connection, Method, Request};
 use crate::couchdb::server::Server;
+use crate::percent::encoded;
 use bk_core::error::{Error, Result};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,7 @@
 //! A way to the server: requests that are sent again where that helps, answers that are whole or none.
 
 use crate::couchdb::CouchdbSettings;
+use crate::percent::encoded;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, settings, unsupported};
 use bytes::{Bytes, BytesMut};
@@ -635,22 +636,6 @@ fn chain(error: &reqwest::Error) -> String {
         return error.to_string();
     }
     said
-}
-
-/// A name as one part of a path.
-pub fn encoded(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(byte as char);
-            }
-            _ => {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-    }
-    out
 }
 
 /// The path of a document: the prefixes keep their slash. Nothing for an id that no path can say.

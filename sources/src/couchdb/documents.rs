@@ -1,8 +1,9 @@
 //! Documents by leaf: asked for in an order that is theirs, kept as the JSON that came.
 
 use crate::couchdb::attachments::{self, frame};
-use crate::couchdb::connection::{Answer, Connection, Method, Request, document_path, encoded};
+use crate::couchdb::connection::{Answer, Connection, Method, Request, document_path};
 use crate::couchdb::revision::{Envelope, Leaf};
+use crate::percent::encoded;
 use bk_core::error::{Error, Result, unsupported};
 use bytes::Bytes;
 use serde::Deserialize;

@@ -1,7 +1,8 @@
 //! The feed of a database: which leaves there are. Cheap to read, in an order that is not stable.
 
-use crate::couchdb::connection::{Connection, encoded};
+use crate::couchdb::connection::Connection;
 use crate::couchdb::revision::{Leaf, Leaves};
+use crate::percent::encoded;
 use bk_core::error::{Error, Result};
 use bk_core::name::hash64;
 use serde::Deserialize;

@@ -1,8 +1,9 @@
 //! The mark of a restore that is under way: documents of the database `bk_unfinished_restore`.
 
 use crate::couchdb::catalogue::Definition;
-use crate::couchdb::connection::{Connection, Method, Request, document_path, encoded};
+use crate::couchdb::connection::{Connection, Method, Request, document_path};
 use crate::couchdb::restore::databases;
+use crate::percent::encoded;
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bk_core::source::Selected;
 use bk_core::unfinished::Unfinished;

@@ -8,11 +8,12 @@ mod writing;
 
 use crate::couchdb::attachments;
 use crate::couchdb::catalogue::{self, Definition};
-use crate::couchdb::connection::{Connection, Method, Request, encoded};
+use crate::couchdb::connection::{Connection, Method, Request};
 use crate::couchdb::member::Kind;
 use crate::couchdb::server::Server;
 use crate::couchdb::{Couchdb, LAYOUT, UNIT, json, mark};
 use crate::parts::{name_of, part};
+use crate::percent::encoded;
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, bug, conflict, unsupported};
 use bk_core::source::{

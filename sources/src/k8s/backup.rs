@@ -2,9 +2,10 @@
 
 use crate::k8s::closure::{self, Closure};
 use crate::k8s::connection::{Api, Server};
-use crate::k8s::discovery::{Kind, Kinds, encoded};
+use crate::k8s::discovery::{Kind, Kinds};
 use crate::k8s::object::{self, Beside, paths, taken_apart, text, yaml};
 use crate::k8s::{CLUSTER, Cluster, K8s, LAYOUT, Secrets, Wanted, mark, skip, tiers};
+use crate::percent::encoded;
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
@@ -129,7 +130,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
         .collect();
     kinds.sort_by_key(|kind| (tiers::of(kind), kind.full_name().to_owned()));
     Ok(K8sSnapshot {
-        stale: all.stale_of(&taken),
+        stale: all.unanswered(),
         cluster_kinds: cluster_kinds.into_iter().cloned().collect(),
         kinds,
         api,

@@ -200,7 +200,7 @@ impl Api {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        self.wait(pause).await?;
+        self.cx.pause(pause).await?;
         let bytes = match body {
             Some(body) => serde_json::to_vec(body).map_err(|e| bug(e.to_string()))?,
             None => Vec::new(),
@@ -251,16 +251,6 @@ impl Api {
         }
     }
 
-    async fn wait(&self, pause: Duration) -> Result<()> {
-        if pause.is_zero() {
-            return self.cx.check_cancelled();
-        }
-        tokio::select! {
-            () = self.cx.cancel.cancelled() => Err(Error::cancelled()),
-            () = tokio::time::sleep(pause) => Ok(()),
-        }
-    }
-
     /// Asks, and asks again while the server is busy or away.
     pub async fn ask(&self, path: &str) -> Result<Answer> {
         self.ask_as(path, "application/json").await
@@ -282,7 +272,7 @@ impl Api {
                 }
                 other => return other,
             }
-            self.wait(pause).await?;
+            self.cx.pause(pause).await?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

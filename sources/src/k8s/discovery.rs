@@ -2,10 +2,10 @@
 
 use crate::k8s::connection::Api;
 use crate::k8s::object::{self, items, text};
+use crate::percent::encoded;
 use bk_core::error::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
 /// Groups that Kubernetes itself has without a domain in their names.
@@ -115,19 +115,6 @@ impl Kind {
     pub fn path_of(&self, namespace: Option<&str>, name: &str) -> String {
         format!("{}/{}", self.path(namespace), encoded(name))
     }
-}
-
-/// A name as a part of a path: those of roles may hold anything but `/` and `%`.
-pub fn encoded(name: &str) -> String {
-    let mut text = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            write!(text, "%{byte:02X}").expect("writing to a String does not fail");
-        }
-    }
-    text
 }
 
 /// All kinds of a server.
@@ -283,8 +270,8 @@ impl Kinds {
             .find(|k| k.group == group && k.kind == kind)
     }
 
-    /// Extensions that do not answer and have selected kinds, as warnings. What only measures is nobody's loss.
-    pub fn stale_of(&self, _taken: &[&Kind]) -> Vec<String> {
+    /// Extensions that do not answer, as warnings. What only measures is nobody's loss.
+    pub fn unanswered(&self) -> Vec<String> {
         self.stale
             .iter()
             .filter(|name| !name.ends_with("metrics.k8s.io"))

@@ -407,17 +407,10 @@ impl Restoring<'_> {
                 if (is("Established") && is("NamesAccepted")) || began.elapsed() > DEFINITION {
                     break;
                 }
-                self.pause().await?;
+                self.cx.pause(LOOK_AGAIN).await?;
             }
         }
         Ok(())
-    }
-
-    async fn pause(&self) -> Result<()> {
-        tokio::select! {
-            () = self.cx.cancel.cancelled() => Err(Error::cancelled()),
-            () = tokio::time::sleep(LOOK_AGAIN) => Ok(()),
-        }
     }
 
     /// `--existing replace` deletes nothing by itself: what is there besides is named.

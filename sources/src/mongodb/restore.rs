@@ -213,9 +213,6 @@ impl<'a> Restoring<'a> {
     async fn end(&mut self, mine: &Unfinished) -> Result<()> {
         self.views().await?;
         self.expiring_indexes().await?;
-        // Nobody asks for these any more, and the counts of many collections take as much again.
-        self.made.clear();
-        self.waits = HashMap::new();
         let left: Vec<_> = self.broken.iter().map(|unit| self.left(unit)).collect();
         mark::finish(&self.connection, mine, left, &self.mark).await?;
         self.tally.units = self.take_counts();

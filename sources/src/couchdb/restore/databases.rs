@@ -1,7 +1,8 @@
 //! Databases on the target: whether it can have them, and how each is made anew.
 
 use crate::couchdb::catalogue::{self, Definition};
-use crate::couchdb::connection::{Answer, Connection, Method, encoded};
+use crate::couchdb::connection::{Answer, Connection, Method};
+use crate::percent::encoded;
 use bk_core::error::{Error, ErrorKind, Result, conflict};
 use serde::Deserialize;
 use std::collections::BTreeSet;

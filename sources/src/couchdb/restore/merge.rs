@@ -4,11 +4,12 @@
 use super::writing::{Target, Written};
 use super::{Restoring, USERS};
 use crate::couchdb::attachments::{self, Attachment, Framed};
-use crate::couchdb::connection::{Method, Request, document_path, encoded};
+use crate::couchdb::connection::{Method, Request, document_path};
 use crate::couchdb::documents::leaf_of;
 use crate::couchdb::json;
 use crate::couchdb::member::Kind;
 use crate::couchdb::revision::{DESIGN, Envelope, Leaf};
+use crate::percent::encoded;
 use bk_core::error::{Error, Result};
 use bk_core::name::hash64;
 use bk_core::source::{Body, Existing, Input, Stage};

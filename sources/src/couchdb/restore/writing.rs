@@ -1,9 +1,10 @@
 //! Documents into a database: batches that are halved until the one that is refused is alone, attachments as they were stored.
 
 use crate::couchdb::attachments::{self, Attachment, Framed};
-use crate::couchdb::connection::{Answer, Connection, Method, Request, document_path, encoded};
+use crate::couchdb::connection::{Answer, Connection, Method, Request, document_path};
 use crate::couchdb::json;
 use crate::couchdb::revision::{Envelope, Leaf};
+use crate::percent::encoded;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bk_core::error::{Error, ErrorKind, Result, unsupported};

@@ -142,11 +142,7 @@ impl Target {
     }
 
     async fn pause(&self, attempt: u32) -> Result<()> {
-        tokio::select! {
-            biased;
-            () = self.cx.cancel.cancelled() => Err(Error::cancelled()),
-            () = tokio::time::sleep(Duration::from_millis(300 << attempt)) => Ok(()),
-        }
+        self.cx.pause(Duration::from_millis(300 << attempt)).await
     }
 
     async fn send(&self, batch: &[&[u8]]) -> Result<Document, Failure> {

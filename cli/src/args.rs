@@ -1,6 +1,8 @@
 //! Every flag. The same flag means the same everywhere; nothing else knows clap.
 
+use bk_core::layout::Tier;
 use bk_core::settings::Span;
+use bk_core::verify::Level;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -97,6 +99,9 @@ pub enum Command {
     Unpin(PinArgs),
     /// Could a backup and a restore start now?
     Check(CheckArgs),
+    /// Kubernetes: manifests that run bk in a cluster, and workloads that a restore stopped
+    #[command(subcommand)]
+    K8s(K8sCommand),
     /// Show or validate the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -109,7 +114,11 @@ pub enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page
-    Man,
+    Man {
+        /// Every command's page as a file in this folder, in place of the first page here
+        #[arg(long, value_name = "FOLDER")]
+        into: Option<PathBuf>,
+    },
 }
 
 /// `bk backup`
@@ -127,6 +136,10 @@ pub struct BackupArgs {
     /// Pin the archive
     #[arg(long)]
     pub pin: bool,
+    /// Into this tier of sinks with `layout = "tiers"`: daily, weekly, monthly, yearly. A verified archive of its period that is younger than 6 h
+    /// is placed there instead of making another, unless --label, --pin, --only or --exclude asks for one. Without it: daily, and the first of a week, a month and a year is promoted
+    #[arg(long, value_name = "TIER", value_parser = tier)]
+    pub tier: Option<Tier>,
     /// Print the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -238,9 +251,30 @@ pub struct RestoreArgs {
     /// Do not check every selected block before the first byte is written
     #[arg(long)]
     pub no_verify_first: bool,
-    /// Refuse when the target is the very server that the archive came from
+    /// Into a standby site: refuse when the target is the very server that the archive came from; what starts by its own clock stays suspended
     #[arg(long)]
     pub standby: bool,
+    /// Only when the archive is newer than what the standby site has: else 0 when it has it, 6 when it is older or another site's
+    #[arg(long, requires = "standby")]
+    pub if_newer: bool,
+    /// Exit 9 when the restored archive is older: 36h, 2d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub max_age: Option<std::time::Duration>,
+    /// Who the target of a standby restore is, where it cannot be asked
+    #[arg(long, value_name = "ID", requires = "standby")]
+    pub cluster_id: Option<String>,
+    /// Where a standby site remembers what it has; without it the `ConfigMap` bk-standby, else bk-standby.json beside the settings
+    #[arg(long, value_name = "FILE", requires = "standby")]
+    pub standby_state: Option<PathBuf>,
+    /// Kubernetes: delete and make anew what the server calls immutable; never volumes, claims, namespaces and definitions
+    #[arg(long)]
+    pub recreate: bool,
+    /// Kubernetes, with --existing replace: delete objects of the selected namespaces that the archive does not have
+    #[arg(long)]
+    pub prune_objects: bool,
+    /// Kubernetes: `CronJob`s that were suspended meanwhile may start what they missed
+    #[arg(long)]
+    pub catch_up: bool,
     /// Give back setuid and setgid bits
     #[arg(long)]
     pub keep_setuid: bool,
@@ -307,6 +341,36 @@ pub struct VerifyArgs {
     /// Every archive on every sink
     #[arg(long, conflicts_with_all = ["file", "date", "version"])]
     pub all: bool,
+    /// So many of all copies, those that were not read for the longest time: run daily, 5% reads each within 20 days
+    #[arg(long, value_name = "SHARE", value_parser = percent, conflicts_with_all = ["file", "date", "version", "all"])]
+    pub sample: Option<f64>,
+    /// All copies that were not read for so long: 30d; with --sample those too
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = ["file", "date", "version", "all"])]
+    pub max_age: Option<std::time::Duration>,
+    /// How far: manifest and index (listed), every stored byte (hash), or every block decoded and counted (decoded)
+    #[arg(long, value_enum, default_value_t = LevelArg::Decoded)]
+    pub level: LevelArg,
+}
+
+/// How far an archive is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    /// Manifest and index.
+    Listed,
+    /// Every stored byte.
+    Hash,
+    /// Every block.
+    Decoded,
+}
+
+impl From<LevelArg> for Level {
+    fn from(arg: LevelArg) -> Self {
+        match arg {
+            LevelArg::Listed => Self::Listed,
+            LevelArg::Hash => Self::Hash,
+            LevelArg::Decoded => Self::Decoded,
+        }
+    }
 }
 
 /// `bk extract`
@@ -355,7 +419,7 @@ pub struct PruneArgs {
     /// Say what would go and why the rest stays; delete nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Print the reason for every archive
+    /// Print the reason for every archive, a picture of the months, and what the next day's run will let go
     #[arg(long)]
     pub explain: bool,
     /// Release what holds retention while this archive is the newest
@@ -395,6 +459,30 @@ pub enum ConfigCommand {
     Show,
     /// Check the settings without connecting to anything
     Validate,
+    /// Change the settings; comments and order stay. A change that would make good settings wrong is not written
+    Save {
+        /// Set, like --set: -s source.mysql.host=db
+        #[arg(short = 's', value_name = "KEY=VALUE")]
+        assign: Vec<String>,
+        /// Add an element to a list: source.mysql.databases=shop
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        append: Vec<String>,
+        /// Take an element out of a list
+        #[arg(short = 'A', long, value_name = "KEY=VALUE")]
+        remove: Vec<String>,
+        /// Remove a key or a table: sink.s3.required
+        #[arg(short = 'U', long, value_name = "KEY")]
+        unset: Vec<String>,
+    },
+    /// Print one value: archive.timezone
+    Printvalue {
+        /// The key
+        key: String,
+    },
+    /// Print the folder of the settings file
+    Printroot,
+    /// Open the settings in $EDITOR, and check them afterwards
+    Edit,
     /// Print the settings of a PC that fetches from a cluster's backup node: `bk config import cluster-config.json > plugins.toml`
     Import {
         /// The file that describes the cluster: `nodes` with `name`, `ipv6`, `user`, `is_backup`, `ssh_key_path`
@@ -402,6 +490,116 @@ pub enum ConfigCommand {
         /// The node to fetch from; without it the only one with `is_backup` or the role `backup`
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
+    },
+}
+
+/// What of a cluster `bk` is rendered for.
+#[derive(Debug, Args)]
+pub struct RenderArgs {
+    /// A site that is known: its namespace, labels, volumes and hours
+    #[arg(long, value_enum)]
+    pub profile: Option<ProfileArg>,
+    /// Where it runs; without it `bk`, or the profile's
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Beginning of all names
+    #[arg(long, value_name = "NAME", default_value = "bk")]
+    pub name: String,
+    /// The image of bk
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// The Secret with what the settings read from the environment (key = variable) or from files (key = file name)
+    #[arg(long, value_name = "NAME", default_value = "bk")]
+    pub secret: String,
+    /// How far rights on objects reach; twice for backup and restore
+    #[arg(long, value_enum)]
+    pub rights: Vec<RightsArg>,
+    /// Objects of this group of extensions too: cert-manager.io
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<String>,
+    /// A claim, and where runs see it: caddy=/data/caddy
+    #[arg(long, value_name = "CLAIM=PATH")]
+    pub claim: Vec<String>,
+    /// Run on the machine of a pod with this label, whose claim is read: app=web
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub near: Option<String>,
+    /// User and group of the process, for volumes that are another's
+    #[arg(long, value_name = "UID")]
+    pub user: Option<i64>,
+    /// A volume of each run's own: 10Gi
+    #[arg(long, value_name = "SIZE")]
+    pub scratch: Option<String>,
+    /// Class of that volume
+    #[arg(long, value_name = "CLASS", requires = "scratch")]
+    pub scratch_class: Option<String>,
+    /// A network that runs may reach; nothing else then, but for names. Among them must be the API, the databases and the sinks
+    #[arg(long, value_name = "CIDR")]
+    pub network_policy: Vec<String>,
+    /// A standby site: its backups are suspended, and it is restored every night
+    #[arg(long)]
+    pub standby: bool,
+    /// Zone of the schedules; without it that of the archives
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<String>,
+}
+
+/// A known site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArg {
+    /// An Open edX site run by Tutor.
+    Tutor,
+    /// Open edX on small machines, with `CouchDB`.
+    CouchdbOpenedx,
+}
+
+/// How far rights reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RightsArg {
+    /// Reads the namespaces that the settings name.
+    NamespaceBackup,
+    /// Reads all, and what they need of the cluster.
+    ClusterBackup,
+    /// Writes the namespaces that the settings name.
+    NamespaceRestore,
+    /// Writes all, roles and definitions of the cluster among it.
+    ClusterRestore,
+}
+
+/// `bk k8s`
+#[derive(Debug, Subcommand)]
+pub enum K8sCommand {
+    /// Print manifests: accounts, rights, settings, `CronJob`s. Secrets are named, never written
+    Render(Box<RenderArgs>),
+    /// Run once, now, as a Job: bk k8s run backup -- --label before-upgrade
+    Run {
+        /// backup, restore, verify, prune, check
+        what: String,
+        /// Print the Job and make nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// A kubeconfig file
+        #[arg(long, value_name = "PATH")]
+        kubeconfig: Option<PathBuf>,
+        /// A context of it
+        #[arg(long, value_name = "NAME")]
+        context: Option<String>,
+        /// As for bk k8s render
+        #[command(flatten)]
+        render: Box<RenderArgs>,
+        /// More arguments for that run
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
+    /// Let workloads run again that a restore stopped and, being killed, did not let go
+    Resume {
+        /// The source; without it every one of Kubernetes
+        source: Option<String>,
+        /// `CronJob`s may start what they missed
+        #[arg(long)]
+        catch_up: bool,
+        /// In this namespace, where a restore gave it another name than the settings know
+        #[arg(long, value_name = "NAME")]
+        namespace: Vec<String>,
     },
 }
 
@@ -419,6 +617,110 @@ pub enum PluginsCommand {
         /// The plugin
         name: String,
     },
+    /// Enable plugins: add them to `plugins` in the settings, and accept those of the plugins root as they are now
+    Enable {
+        /// Plugins
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Disable plugins: take them out of `plugins`; `all` takes out every one
+    Disable {
+        /// Plugins
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Print the folder that plugins lie in
+    Printroot,
+    /// Put plugins into the plugins root: a file, a folder, an address, or a name that an index knows. Installed is not enabled
+    Install {
+        /// PATH, URL, NAME or INDEX/NAME
+        #[arg(required = true)]
+        what: Vec<String>,
+    },
+    /// Install plugins anew from where they came from; `all` does so for every one
+    Upgrade {
+        /// Plugins
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Remove plugins from the plugins root, and from the settings
+    Uninstall {
+        /// Plugins
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Fetch the lists of the indexes
+    Update,
+    /// Search the indexes by name and description
+    Search {
+        /// Part of it; without it everything is listed
+        #[arg(default_value = "")]
+        pattern: String,
+    },
+    /// Lists of plugins that others keep
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Check plugins of the plugins root, and what their instances reach
+    Check {
+        /// The plugin
+        name: String,
+    },
+    /// Run the conformance kit against a plugin: its name, or the path of its file or folder
+    Test {
+        /// NAME or PATH
+        name: String,
+        /// A file with what is tested: `[settings]` of the instance, and the commands `seed`, `wipe`, `digest` in `[test]`
+        #[arg(long, value_name = "FILE")]
+        with: Option<PathBuf>,
+    },
+    /// Write a plugin that works, to be changed: NAME.toml, or NAME/ with a program
+    New {
+        /// Its name
+        name: String,
+        /// A source that speaks the protocol, in Python
+        #[arg(long, group = "what")]
+        source: bool,
+        /// A sink that speaks the protocol, in Python
+        #[arg(long, group = "what")]
+        sink: bool,
+        /// A source of commands, in one file
+        #[arg(long, group = "what")]
+        command: bool,
+    },
+}
+
+/// `bk plugins index`
+#[derive(Debug, Subcommand)]
+pub enum IndexCommand {
+    /// List the indexes
+    List,
+    /// Add an index: an address, or a path
+    Add {
+        /// URL or PATH
+        place: String,
+    },
+    /// Remove an index
+    Remove {
+        /// URL or PATH
+        place: String,
+    },
+}
+
+/// `10%`.
+fn percent(text: &str) -> Result<f64, String> {
+    let wrong = || format!("`{text}` is no share: write 10% or 0.5%");
+    let number = text.strip_suffix('%').ok_or_else(wrong)?;
+    let percent: f64 = number.trim().parse().map_err(|_| wrong())?;
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent)
+    } else {
+        Err(wrong())
+    }
+}
+
+/// `daily`, `weekly`, `monthly`, `yearly`.
+fn tier(text: &str) -> Result<Tier, String> {
+    text.parse()
 }
 
 /// `30s`, `10m`, `36h`, `2d`.

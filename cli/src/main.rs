@@ -2,7 +2,9 @@
 
 mod args;
 mod builtin;
+mod calendar;
 mod commands;
+mod download;
 mod exit;
 mod output;
 
@@ -79,6 +81,7 @@ async fn watch_signals(cancel: CancellationToken, stopped: Arc<AtomicU8>) {
             _ = terminate.recv() => 15,
         };
         if round == 1 {
+            bk_core::plugin::process::kill_all();
             std::process::exit(128 + i32::from(number));
         }
         stopped.store(number, Ordering::Relaxed);
@@ -90,9 +93,10 @@ async fn watch_signals(cancel: CancellationToken, stopped: Arc<AtomicU8>) {
 fn init_log(global: &Global) {
     use tracing_subscriber::EnvFilter;
     let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "bk=info,bk_core=info,bk_sources=info,bk_sinks=info,warn",
+        // What the client of Kubernetes says of an answer is in the error that follows.
+        (true, _) => "error,kube_client=off",
+        (_, 0) => "warn,kube_client=off",
+        (_, 1) => "bk=info,bk_core=info,bk_sources=info,bk_sinks=info,warn,kube_client=off",
         _ => "trace",
     };
     let filter = std::env::var("BK_LOG")

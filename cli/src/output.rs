@@ -179,7 +179,7 @@ impl Progress for Bars {
                     bar.finish_and_clear();
                 }
             }
-            Event::Phase(_) | Event::Expect(_) | Event::Warning(_) => {}
+            Event::Phase(_) | Event::Expect(_) | Event::Warning(_) | Event::Reached(..) => {}
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::config::{ArchiveSettings, SinkInstance, SourceInstance};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, bug};
 use crate::event::Event;
+use crate::hooks;
+use crate::layout::Tier;
 use crate::name::ArchiveName;
 use crate::plan::BackupPlan;
 use crate::report::{BackupReport, Cause, Class, SinkReport};
@@ -77,7 +79,7 @@ impl Backup<'_> {
     /// Runs it. The report says everything, also after a failure.
     pub async fn run(self, cx: &Context) -> BackupReport {
         let started = self.plan.created;
-        let zone = TimeZone::get(&self.settings.timezone).unwrap_or(TimeZone::UTC);
+        let zone = self.settings.zone();
         let mut report = BackupReport {
             id: self.plan.id.clone(),
             name: self.plan.name.plain(),
@@ -128,6 +130,7 @@ impl Backup<'_> {
             .await?;
         self.snapshots(&mut running).await;
         if running.iter().all(|r| r.error.is_some()) {
+            report.causes.extend(self.close_all(&mut running).await);
             tee.abort(&Error::cancelled()).await;
             Self::all_failed(running, report);
             return Ok(());
@@ -153,7 +156,7 @@ impl Backup<'_> {
             Ok(started) => started,
             Err(error) => {
                 // Snapshots are closed whatever happened.
-                self.close_all(&mut running).await;
+                report.causes.extend(self.close_all(&mut running).await);
                 Self::failed_sinks(report, &error);
                 return Err(error);
             }
@@ -164,7 +167,7 @@ impl Backup<'_> {
         let writer = writing
             .await
             .map_err(|e| bug(format!("the writer ended: {e}")))?;
-        self.close_all(&mut running).await;
+        report.causes.extend(self.close_all(&mut running).await);
         let writer = match (writer, ended) {
             (Ok(writer), Ok(())) => writer,
             (Err(error), _) | (_, Err(error)) => {
@@ -212,6 +215,8 @@ impl Backup<'_> {
                 facts: Facts::default(),
                 began: std::time::Instant::now(),
                 milliseconds: 0,
+                has_begun: false,
+                is_told: false,
             }
         }))
         .await
@@ -358,6 +363,7 @@ impl Backup<'_> {
                 describe,
                 published: None,
                 verified: false,
+                placed: Vec::new(),
                 pruned: Vec::new(),
                 error: None,
             };
@@ -431,6 +437,13 @@ impl Backup<'_> {
                 .map(|r| async move {
                     r.cx.tell(&Event::Phase("snapshot"));
                     r.began = std::time::Instant::now();
+                    let hook = r.instance.hooks.before_backup.as_ref();
+                    let said = [("BK_INSTANCE", r.instance.name.as_str())];
+                    if let Err(error) = hooks::before(&r.cx, ("before_backup", hook), &said).await {
+                        r.error = Some(error);
+                        return;
+                    }
+                    r.has_begun = true;
                     let options = SnapshotOptions::default();
                     let made = tokio::select! {
                         biased;
@@ -479,10 +492,14 @@ impl Backup<'_> {
         }
     }
 
-    async fn close_all(&self, running: &mut [Running<'_>]) {
+    /// Also what comes after, by the operator's own programs; says which of those failed.
+    async fn close_all(&self, running: &mut [Running<'_>]) -> Vec<Cause> {
+        let mut causes = Vec::new();
         for r in running {
             r.close(self.limits.close).await;
+            causes.extend(r.after_backup().await);
         }
+        causes
     }
 }
 
@@ -513,7 +530,7 @@ pub fn draw_id() -> Result<String> {
 
 /// The name that a run of this start asks for.
 pub fn archive_name(settings: &ArchiveSettings, start: Timestamp, id: &str) -> ArchiveName {
-    let zone = TimeZone::get(&settings.timezone).unwrap_or(TimeZone::UTC);
+    let zone = settings.zone();
     let day = start.to_zoned(zone).strftime("%Y-%m-%d").to_string();
     ArchiveName {
         prefix: settings.prefix.clone(),
@@ -521,5 +538,6 @@ pub fn archive_name(settings: &ArchiveSettings, start: Timestamp, id: &str) -> A
         day,
         suffix: ".tar.xz".into(),
         id: id.into(),
+        tier: Tier::default(),
     }
 }

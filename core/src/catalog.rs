@@ -12,17 +12,19 @@ use crate::archive::{foreign, tar, xz};
 use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
+use crate::layout::Tier;
 use crate::manifest::{Manifest, State, Totals};
 use crate::name::{ArchiveName, compact};
 use crate::retention::{Known, Size};
 use crate::sink::{Care, Filter, Sink, Stored};
+use crate::verify::sum_in;
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use notes::Noted;
 pub use notes::remember;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Tails that are read at once.
@@ -139,6 +141,26 @@ impl Entry {
         }
     }
 
+    /// Text of a sum file of this copy: the one beside it, else what the run that wrote it left in a note. A name's own is its newest version's.
+    pub async fn sums(&self, cx: &Context, sink: &Arc<dyn Sink>) -> Result<Option<String>> {
+        let beside = sink.sums(cx, &self.stored).await?;
+        let Some(summary) = self.summary() else {
+            return Ok(beside);
+        };
+        let beside = beside.filter(|text| sum_in(text, &summary.id).is_some());
+        Ok(beside.or_else(|| self.noted_sums()))
+    }
+
+    /// What the run that wrote it left in a note, as the text of a sum file.
+    pub fn noted_sums(&self) -> Option<String> {
+        let summary = self.summary()?;
+        let sum = summary.sha256.as_ref()?;
+        Some(format!(
+            "# id {} site {}\n{sum}  ",
+            summary.id, summary.site
+        ))
+    }
+
     /// The day that a foreign thing has in its name.
     pub fn day_in_name(&self) -> Option<jiff::civil::Date> {
         let name = ArchiveName::parse(&self.stored.name, Timestamp::UNIX_EPOCH, "")?;
@@ -146,7 +168,7 @@ impl Entry {
     }
 
     /// The same for retention.
-    pub fn known(&self, pins: &BTreeMap<String, String>) -> Option<Known> {
+    fn known(&self, pins: &BTreeMap<String, String>) -> Option<Known> {
         let summary = self.summary()?;
         let sizes = summary.instances.iter().map(|i| Size {
             name: i.name.clone(),
@@ -160,8 +182,14 @@ impl Entry {
             // One of some sources keeps no period for the full ones, and goes as a partial goes.
             complete: summary.is_full(),
             pinned: pins.contains_key(&summary.id),
+            placed: BTreeSet::from([self.tier()]),
             instances: sizes.collect(),
         })
+    }
+
+    /// The tier in whose folder it lies.
+    pub fn tier(&self) -> Option<Tier> {
+        Tier::of(&self.stored.name)
     }
 }
 
@@ -178,6 +206,15 @@ impl Catalogue {
     /// Reads all sinks, side by side.
     pub async fn read(cx: &Context, sinks: &[SinkInstance]) -> Self {
         Self::read_with(cx, sinks, Care::Look).await
+    }
+
+    /// Reads one sink; what keeps it from being listed is the error.
+    pub async fn of(cx: &Context, sink: &SinkInstance, care: Care) -> Result<Self> {
+        let mut catalogue = Self::read_with(cx, std::slice::from_ref(sink), care).await;
+        match catalogue.failures.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(catalogue),
+        }
     }
 
     /// Reads all sinks with this care.
@@ -310,19 +347,40 @@ impl Catalogue {
     }
 }
 
-fn newest_first(entry: &Entry) -> (u8, std::cmp::Reverse<Timestamp>, String, String) {
+/// The archives of this site among these, as retention sees them: one that lies in several places is one, and goes or stays as one.
+pub fn known<'a>(
+    entries: impl IntoIterator<Item = &'a Entry>,
+    pins: &BTreeMap<String, String>,
+) -> Vec<Known> {
+    let mut found: Vec<Known> = Vec::new();
+    let mut at: HashMap<String, usize> = HashMap::new();
+    for known in entries.into_iter().filter_map(|entry| entry.known(pins)) {
+        let Some(same) = at.get(&known.id).map(|at| &mut found[*at]) else {
+            at.insert(known.id.clone(), found.len());
+            found.push(known);
+            continue;
+        };
+        same.placed.extend(known.placed);
+    }
+    found
+}
+
+/// Newest first; of the places of one archive the shortest tier first.
+fn newest_first(entry: &Entry) -> impl Ord + use<> {
     match &entry.what {
         What::Archive(summary) => (
             0,
             std::cmp::Reverse(summary.created),
             summary.id.clone(),
             entry.sink.clone(),
+            entry.tier(),
         ),
         _ => (
             1,
             std::cmp::Reverse(entry.stored.modified),
             entry.stored.name.clone(),
             entry.sink.clone(),
+            None,
         ),
     }
 }

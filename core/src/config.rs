@@ -1,15 +1,23 @@
 //! `plugins.toml`: layers (file < environment < `--set`), the origin of every value, and all mistakes at once with file, line and column.
 
+pub mod edit;
+mod outside;
 mod problems;
 mod tree;
 
 use crate::archive::xz::Compression;
 use crate::error::{Error, ErrorKind, Result, settings};
+use crate::event_hooks::EventHook;
+use crate::hooks::{self, Hooks};
 use crate::plugin::Registry;
+use crate::plugin::root::Root;
 use crate::retention::Keep;
+use crate::selector::did_you_mean;
 use crate::settings::{ByteSize, Faults, Settings, Span, parse_table, unknown_key};
 use crate::sink::{ReadOnly, Sink};
 use crate::source::Source;
+use jiff::tz::TimeZone;
+pub use outside::Accepted;
 use problems::Problems;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
@@ -18,6 +26,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 pub use tree::Origin;
+pub(crate) use tree::line_and_column;
 use tree::{Node, overlay, parse};
 
 /// Everything that the settings say, checked.
@@ -28,8 +37,14 @@ pub struct Config {
     pub folder: PathBuf,
     /// `[archive]`.
     pub archive: ArchiveSettings,
+    /// `[run]`: programs around every backup and every restore.
+    pub run: Hooks,
+    /// `[[hook]]`: programs that are told when something happens.
+    pub event_hooks: Vec<EventHook>,
     /// Enabled plugins, in their order.
     pub plugins: Vec<String>,
+    /// The plugins root.
+    pub plugins_root: Root,
     /// Instances of enabled sources, by name.
     pub sources: Vec<SourceInstance>,
     /// Instances of enabled sinks.
@@ -49,6 +64,10 @@ pub struct SourceInstance {
     pub name: String,
     /// Its plugin.
     pub plugin: String,
+    /// Sources that a restore puts back before this one: it lives in what they bring.
+    pub after: Vec<String>,
+    /// Programs around its backup and its restore.
+    pub hooks: Hooks,
     /// The instance.
     pub source: Arc<dyn Source>,
 }
@@ -104,6 +123,11 @@ impl Default for ArchiveSettings {
 }
 
 impl ArchiveSettings {
+    /// The zone whose midnight dates an archive. That it is one was checked when the settings were read.
+    pub fn zone(&self) -> TimeZone {
+        TimeZone::get(&self.timezone).unwrap_or(TimeZone::UTC)
+    }
+
     /// What is done to blocks.
     pub fn compression(&self) -> Compression {
         if self.compress {
@@ -183,7 +207,12 @@ pub enum PruneWhen {
 struct SourcePolicy {
     /// The plugin; without it the instance's name says it.
     plugin: Option<String>,
+    /// Sources that a restore puts back first, because this one lives in what they bring: `["k8s"]`.
+    after: Vec<String>,
 }
+
+/// Keys of a source's table that are the engine's, beside those of its hooks.
+const SOURCE_KEYS: [&str; 2] = ["plugin", "after"];
 
 /// Where to look, and what to lay over the file.
 #[derive(Clone, Debug, Default)]
@@ -242,7 +271,37 @@ impl Layers {
     }
 }
 
-const TOP_KEYS: [&str; 5] = ["format", "plugins", "archive", "source", "sink"];
+/// The file as text: UTF-8, with or without the mark that some editors put before it. Anything else is named with its place.
+fn text_of(bytes: &[u8], path: &Path) -> Result<String> {
+    let mut problems = Problems {
+        file: path,
+        list: Vec::new(),
+    };
+    let line_of = |at: usize| String::from_utf8_lossy(&bytes[..at]).matches('\n').count() + 1;
+    let bare = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let zero = bytes.iter().position(|byte| *byte == 0);
+    let (line, what, hint) = match (bytes, zero, std::str::from_utf8(bare)) {
+        ([0xff, 0xfe, ..] | [0xfe, 0xff, ..], _, _) => {
+            (1, "the file is UTF-16", "save it as UTF-8")
+        }
+        (_, Some(at), _) => (
+            line_of(at),
+            "there is a zero byte in the file",
+            "save it as UTF-8 text",
+        ),
+        (_, None, Err(error)) => {
+            let at = bytes.len() - bare.len() + error.valid_up_to();
+            (line_of(at), "the file is not UTF-8", "save it as UTF-8")
+        }
+        (_, None, Ok(text)) => return Ok(text.to_owned()),
+    };
+    problems.add(&Origin::File(line, 1), what, Some(hint));
+    Err(problems.finish().err().unwrap_or_else(Error::cancelled))
+}
+
+const TOP_KEYS: [&str; 9] = [
+    "format", "plugins", "indexes", "archive", "run", "hook", "plugin", "source", "sink",
+];
 
 impl Config {
     /// Reads all layers, checks all instances, builds them.
@@ -252,29 +311,25 @@ impl Config {
             kind: ErrorKind::Settings,
             ..Error::io("read the settings in", &path, e)
         })?;
+        let text = text_of(&bytes, &path)?;
+        Self::of_text(&text, &path, layers, registry)
+    }
+
+    /// The same, as if the file at `path` had this text.
+    pub fn of_text(text: &str, path: &Path, layers: &Layers, registry: &Registry) -> Result<Self> {
         let mut problems = Problems {
-            file: &path,
+            file: path,
             list: Vec::new(),
-        };
-        let Ok(text) = std::str::from_utf8(&bytes) else {
-            let line = bytes
-                .split(|b| *b == b'\n')
-                .position(|line| std::str::from_utf8(line).is_err())
-                .unwrap_or(0)
-                + 1;
-            problems.add(
-                &Origin::File(line, 1),
-                "the file is not UTF-8",
-                Some("save it as UTF-8"),
-            );
-            return Err(problems.finish().err().unwrap_or_else(Error::cancelled));
         };
         let mut root = parse(text, &mut problems);
         if !problems.list.is_empty() {
             return Err(problems.finish().err().unwrap_or_else(Error::cancelled));
         }
         overlay(&mut root, layers, &mut problems);
-        let config = Self::from_tree(&root, &path, registry, &mut problems);
+        let plugins_root = Root::of(&layers.environment);
+        let registry = outside::registry(&root, &plugins_root, registry, &mut problems);
+        let mut config = Self::from_tree(&root, path, &registry, &mut problems);
+        config.plugins_root = plugins_root;
         problems.finish()?;
         Ok(config)
     }
@@ -293,11 +348,15 @@ impl Config {
             .to_path_buf();
         let plugins = plugins(root, registry, problems);
         let archive = archive(root, problems);
+        let run = run_hooks(root, problems);
         let mut config = Self {
             path: path.to_path_buf(),
             folder,
             archive,
+            run,
+            event_hooks: event_hooks(root, problems),
             plugins,
+            plugins_root: Root(PathBuf::new()),
             sources: Vec::new(),
             sinks: Vec::new(),
             not_enabled: Vec::new(),
@@ -308,6 +367,7 @@ impl Config {
         config.sinks(root, registry, problems);
         if problems.list.is_empty() {
             config.fetches(root, problems);
+            config.afters(root, problems);
         }
         config.collect_values(root, registry);
         if config.sinks.is_empty() && problems.list.is_empty() {
@@ -322,11 +382,18 @@ impl Config {
 
     fn sources(&mut self, root: &Node, registry: &Registry, problems: &mut Problems<'_>) {
         for (name, node) in instances(root, "source", problems) {
-            let (own, table) = split(node, &["plugin"]);
-            let policy: SourcePolicy = match parse_table(&own) {
-                Ok(policy) => policy,
-                Err(faults) => {
-                    problems.faults(node, &format!("[source.{name}]"), &faults);
+            let (own, rest) = split(node.object(), &SOURCE_KEYS);
+            let (own_hooks, table) = split(rest, &hooks::KEYS);
+            let parsed = (
+                parse_table::<SourcePolicy>(&own),
+                parse_table::<Hooks>(&own_hooks),
+            );
+            let (policy, hooks) = match parsed {
+                (Ok(policy), Ok(hooks)) => (policy, hooks),
+                (policy, hooks) => {
+                    for faults in [policy.err(), hooks.err()].into_iter().flatten() {
+                        problems.faults(node, &format!("[source.{name}]"), &faults);
+                    }
                     continue;
                 }
             };
@@ -348,6 +415,8 @@ impl Config {
                         self.sources.push(SourceInstance {
                             name,
                             plugin,
+                            after: policy.after,
+                            hooks,
                             source,
                         });
                     }
@@ -358,7 +427,7 @@ impl Config {
 
     fn sinks(&mut self, root: &Node, registry: &Registry, problems: &mut Problems<'_>) {
         for (name, node) in instances(root, "sink", problems) {
-            let (own, table) = split(node, &SINK_KEYS);
+            let (own, table) = split(node.object(), &SINK_KEYS);
             let policy: SinkPolicy = match parse_table(&own) {
                 Ok(policy) => policy,
                 Err(faults) => {
@@ -393,6 +462,35 @@ impl Config {
                             sink,
                         });
                     }
+                }
+            }
+        }
+    }
+
+    /// What lives in others names sources that are set, enabled, and bring something that can be lived in.
+    fn afters(&self, root: &Node, problems: &mut Problems<'_>) {
+        for source in &self.sources {
+            let table = root.get("source").and_then(|all| all.get(&source.name));
+            let origin = table.map_or(&root.origin, |table| table.origin_of("after"));
+            let mut fault = |what: String, hint: &str| {
+                let what = format!("[source.{}]: `after`: {what}", source.name);
+                problems.add(origin, &what, Some(hint));
+            };
+            for name in &source.after {
+                match self.sources.iter().find(|other| other.name == *name) {
+                    None => fault(
+                        format!("there is no source `{name}`"),
+                        "name a source that is set and enabled",
+                    ),
+                    Some(other) if !other.source.can_hold() => fault(
+                        format!("nothing lives in what `{name}` restores"),
+                        "name a source of Kubernetes objects",
+                    ),
+                    Some(other) if !other.after.is_empty() => fault(
+                        format!("`{name}` waits for others itself"),
+                        "name what it waits for as well there, and take `after` out of it",
+                    ),
+                    Some(_) => {}
                 }
             }
         }
@@ -463,7 +561,7 @@ impl Config {
                     _ => registry.sink(&plugin).map(|p| (p.schema)()),
                 };
                 let masked = |setting: &str| match &schema {
-                    _ if SINK_KEYS.contains(&setting) => false,
+                    _ if is_the_engines(setting) => false,
                     Some(schema) => is_secret(schema, setting),
                     None => true,
                 };
@@ -475,6 +573,17 @@ impl Config {
                     .map(|(k, _)| k)
                     .collect();
                 self.warnings.extend(secrets.iter().map(|k| format!("`{key}.{name}.{k}` stands in the settings in the clear; write {{ env = … }}, {{ file = … }} or {{ command = … }}")));
+                let files: Vec<_> = node
+                    .table()
+                    .unwrap_or_default()
+                    .iter()
+                    .filter(|(k, _)| schema.is_some() && masked(k))
+                    .filter_map(|(k, n)| {
+                        let file = n.get("file")?.json();
+                        readable_by_others(&self.folder.join(file.as_str()?), k)
+                    })
+                    .collect();
+                self.warnings.extend(files);
                 flatten(&format!("{key}.{name}"), node, &masked, &mut self.values);
             }
         }
@@ -497,6 +606,18 @@ fn missing<'n>(kind: &str, name: &str, others: impl Iterator<Item = &'n String>)
     let names: Vec<_> = others.map(|other| format!("`{other}`")).collect();
     settings(format!("there is no {kind} `{name}`"))
         .hint(format!("the {kind}s are {}", names.join(", ")))
+}
+
+/// A file with a secret in it is its owner's alone. One that is not there is told when the secret is wanted.
+fn readable_by_others(file: &Path, key: &str) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(file).ok()?.permissions().mode() & 0o7777;
+    (mode & 0o044 != 0).then(|| {
+        let file = file.display();
+        format!(
+            "`{file}`, where `{key}` is, can be read by others (mode {mode:04o}): chmod 600 {file}"
+        )
+    })
 }
 
 fn is_secret(schema: &Schema, setting: &str) -> bool {
@@ -536,7 +657,12 @@ fn flatten(
 fn top_level(root: &Node, problems: &mut Problems<'_>) {
     for (key, node) in root.table().unwrap_or_default() {
         if !TOP_KEYS.contains(&key.as_str()) {
-            let fault = unknown_key(key, TOP_KEYS.into_iter());
+            let mut fault = unknown_key(key, TOP_KEYS.into_iter());
+            if key == "include" {
+                let one =
+                    "settings are one file; lay others over it by the environment or by --set";
+                fault.hint = Some(one.into());
+            }
             problems.add(&node.origin, &fault.what, fault.hint.as_deref());
         }
     }
@@ -579,11 +705,8 @@ fn plugins(root: &Node, registry: &Registry, problems: &mut Problems<'_>) -> Vec
     for name in &names {
         if !registry.names().any(|known| known == name) {
             let known: Vec<_> = registry.names().collect();
-            let near = crate::selector::nearest(name, known.iter().copied());
-            let hint = near.first().map_or_else(
-                || format!("there are {}", known.join(", ")),
-                |near| format!("did you mean {near}?"),
-            );
+            let all = || format!("there are {}", known.join(", "));
+            let hint = did_you_mean(name, known.iter().copied(), all);
             problems.add(
                 &node.origin,
                 &format!("there is no plugin `{name}`"),
@@ -592,6 +715,36 @@ fn plugins(root: &Node, registry: &Registry, problems: &mut Problems<'_>) -> Vec
         }
     }
     names
+}
+
+fn run_hooks(root: &Node, problems: &mut Problems<'_>) -> Hooks {
+    let Some(node) = root.get("run") else {
+        return Hooks::default();
+    };
+    parse_table(&node.object()).unwrap_or_else(|faults| {
+        problems.faults(node, "[run]", &faults);
+        Hooks::default()
+    })
+}
+
+fn event_hooks(root: &Node, problems: &mut Problems<'_>) -> Vec<EventHook> {
+    let Some(node) = root.get("hook") else {
+        return Vec::new();
+    };
+    let Value::Array(tables) = node.json() else {
+        let hint = "write [[hook]], with two brackets: there may be several";
+        problems.add(&node.origin, "`hook` is no list of tables", Some(hint));
+        return Vec::new();
+    };
+    let mut hooks = Vec::new();
+    for (n, table) in tables.iter().enumerate() {
+        let table = table.as_object().cloned().unwrap_or_default();
+        match parse_table::<EventHook>(&table) {
+            Ok(hook) => hooks.push(hook),
+            Err(faults) => problems.faults(node, &format!("[[hook]] {}", n + 1), &faults),
+        }
+    }
+    hooks
 }
 
 fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
@@ -629,7 +782,7 @@ fn archive(root: &Node, problems: &mut Problems<'_>) -> ArchiveSettings {
             );
         }
     }
-    if jiff::tz::TimeZone::get(&settings.timezone).is_err() {
+    if TimeZone::get(&settings.timezone).is_err() {
         fault(
             "timezone",
             format!("there is no time zone `{}`", settings.timezone),
@@ -707,9 +860,16 @@ fn instances<'a>(
     found
 }
 
+/// Whether a key of an instance's table is no plugin's.
+fn is_the_engines(key: &str) -> bool {
+    [&SINK_KEYS[..], &SOURCE_KEYS, &hooks::KEYS]
+        .iter()
+        .any(|keys| keys.contains(&key))
+}
+
 /// The engine's own keys, and the rest for the plugin.
-fn split(node: &Node, own: &[&str]) -> (Map<String, Value>, Map<String, Value>) {
-    node.object()
+fn split(table: Map<String, Value>, own: &[&str]) -> (Map<String, Value>, Map<String, Value>) {
+    table
         .into_iter()
         .partition(|(key, _)| own.contains(&key.as_str()))
 }

@@ -1,7 +1,7 @@
 //! What every call of a plugin is given: who it works for, when to stop, what time it is, whom to tell.
 
 use crate::error::{Error, Result};
-use crate::event::{Event, Progress};
+use crate::event::{Event, Moment, Progress};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +69,22 @@ impl Context {
             cancel: self.cancel.child_token(),
             ..self.clone()
         }
+    }
+
+    /// The same context for what must go on when the run is stopped: cleaning up, giving back.
+    #[must_use]
+    pub fn unstopped(&self) -> Self {
+        Self {
+            cancel: CancellationToken::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Tells the watcher that a moment has come which hooks may wait for.
+    pub fn reached<T: serde::Serialize>(&self, moment: Moment, report: &T) {
+        // A report is made of texts and numbers, which always have a form in JSON.
+        let report = serde_json::to_value(report).unwrap_or_default();
+        self.tell(&Event::Reached(moment, report));
     }
 
     /// Tells the watcher.

@@ -71,7 +71,7 @@ pub async fn copy(
     let (stored, way, sha256) = if let Some(stored) = inside(cx, entry, from, to, &name).await? {
         (stored, Way::Inside, summary.sha256.clone())
     } else {
-        let (stored, sha256) = stream(cx, entry, summary, from, to, &name).await?;
+        let (stored, sha256) = stream(cx, entry, summary, (from, to), &name).await?;
         (stored, Way::Streamed, Some(sha256))
     };
     accept(&to_cx, to, &stored, summary, sha256).await?;
@@ -161,12 +161,12 @@ async fn inside(
     }
 }
 
-async fn stream(
+/// Sends it through this program, from the first sink to the second.
+pub(crate) async fn stream(
     cx: &Context,
     entry: &Entry,
     summary: &Summary,
-    from: &SinkInstance,
-    to: &SinkInstance,
+    (from, to): (&SinkInstance, &SinkInstance),
     name: &ArchiveName,
 ) -> Result<(Stored, String)> {
     let from_cx = cx.for_instance(&from.name);
@@ -238,9 +238,8 @@ pub(crate) async fn expected_sum(
     entry: &Entry,
     summary: &Summary,
 ) -> Result<Option<String>> {
-    let beside = from.sink.sums(cx, &entry.stored).await?;
-    let beside = beside.and_then(|text| sum_in(&text, &summary.id).map(str::to_owned));
-    Ok(beside.or_else(|| summary.sha256.clone()))
+    let text = entry.sums(cx, &from.sink).await?;
+    Ok(text.and_then(|text| sum_in(&text, &summary.id).map(str::to_owned)))
 }
 
 /// The copy opens as the archive that it is a copy of.

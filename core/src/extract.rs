@@ -2,6 +2,7 @@
 
 use crate::archive::format::Stage;
 use crate::archive::reader::Copies;
+use crate::archive::sparse::Expander;
 use crate::config::Config;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, conflict, unsupported};
@@ -11,7 +12,7 @@ use crate::restore::input::{Body, Delivered, Member};
 use crate::restore::select::{self, Selected};
 use crate::selector::Selection;
 use crate::source::{Existing, ExtractAs, Facts, Kind, UnitCount};
-use crate::tree::{Tree, TreeOptions, leads_out};
+use crate::tree::{Tree, TreeOptions, Writing, leads_out};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -49,6 +50,8 @@ pub struct Extracted {
     pub skipped: Vec<(String, String)>,
     /// Not written although they were asked for, with the reason.
     pub failed: Vec<(String, String)>,
+    /// Things that need a look.
+    pub warnings: Vec<String>,
 }
 
 /// Extracts.
@@ -161,6 +164,7 @@ pub async fn extract_as(
             .chain(tally.warnings.iter().map(named))
             .collect(),
         failed: tally.failed.iter().map(named).collect(),
+        warnings: Vec::new(),
     })
 }
 
@@ -189,6 +193,7 @@ async fn extract_instance(
         keep_setuid: options.keep_setuid,
         owners: false,
         outward_links: options.outward_links,
+        exact_attributes: false,
     };
     let mut tree = Tree::open(
         &options.into.join(name),
@@ -231,6 +236,7 @@ async fn extract_instance(
     let short = selected.declared(name).into_iter().find(|(key, declared)| {
         delivered.counts.get(key).copied().unwrap_or_default() != *declared
     });
+    extracted.warnings.extend(tree.not_given());
     match short {
         None => tree.sync(),
         Some((key, _)) => Err(Error::corrupt(format!(
@@ -259,23 +265,31 @@ pub async fn write_member(tree: &mut Tree, member: Member) -> Result<u64> {
     }
 }
 
+/// The body as it comes, or spread over the places that its map names.
+async fn write_body(writing: &mut Writing, sparse: Option<u64>, body: Body) -> Result<()> {
+    let mut expander = sparse.map(Expander::new);
+    let mut write = |chunk: &[u8]| match &mut expander {
+        None => writing.write(chunk),
+        Some(expander) => {
+            writing.count(chunk.len() as u64);
+            expander.push(chunk, |at, bytes| writing.write_at(at, bytes))
+        }
+    };
+    match body {
+        Body::Whole(bytes) => write(&bytes)?,
+        Body::Stream(mut stream) => {
+            while let Some(chunk) = stream.next().await? {
+                write(&chunk)?;
+            }
+        }
+    }
+    expander.map_or(Ok(()), |expander| expander.finish())
+}
+
 async fn write_file(tree: &mut Tree, path: &MemberPath, member: Member) -> Result<u64> {
     let mut writing = tree.begin(path)?;
     let expected = member.len;
-    let written = match member.body {
-        Body::Whole(bytes) => writing.write(&bytes),
-        Body::Stream(mut stream) => loop {
-            match stream.next().await {
-                Ok(Some(chunk)) => {
-                    if let Err(error) = writing.write(&chunk) {
-                        break Err(error);
-                    }
-                }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        },
-    };
+    let written = write_body(&mut writing, member.meta.sparse, member.body).await;
     let short = |written: u64| expected.is_some_and(|len| len != written);
     match written {
         Ok(()) if short(writing.written()) => {

@@ -6,15 +6,16 @@
 mod transfer;
 
 use crate::archive::writer::hex;
-use crate::catalog::{Catalogue, Entry, Summary, What, Wish};
+use crate::catalog::{self, Catalogue, Entry, Summary, What, Wish};
 use crate::config::{FETCHED_LAST, PruneWhen, SinkInstance};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, not_found, unsupported};
 use crate::lock::RunLock;
 use crate::prune::{PruneOptions, Pruned, prune_sink};
 use crate::report::{Cause, Class};
-use crate::retention::{self, Keep, Known, median};
-use crate::sink::ReadOnly;
+use crate::retention::{self, Keep, Policy, median};
+use crate::sink::{Care, ReadOnly};
+use crate::tiers;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -190,11 +191,14 @@ impl Fetch<'_> {
             let cause = stale(newest, max_age);
             self.report.causes.push(cause);
         }
+        let cx = self.cx.for_instance(&self.to.name);
+        if !self.report.fetched.is_empty() {
+            tiers::promote(&cx, self.to, self.zone).await?;
+        }
         let is_asked = self.to.policy.prune == PruneWhen::AfterBackup;
         if !is_asked || self.report.fetched.is_empty() || !self.report.causes.is_empty() {
             return Ok(());
         }
-        let cx = self.cx.for_instance(&self.to.name);
         let pruned = prune_sink(&cx, self.to, self.zone, &PruneOptions::default()).await?;
         let failed = pruned.failed.iter();
         let causes = failed.map(|what| Cause::partial(&self.to.name, what.clone()));
@@ -204,12 +208,12 @@ impl Fetch<'_> {
     }
 
     async fn read_here(&mut self) -> Result<Catalogue> {
-        let here = read(self.cx, self.to).await?;
+        let here = Catalogue::of(self.cx, self.to, Care::Look).await?;
         Ok(self.without_the_future(here, &self.to.name.clone()))
     }
 
     async fn read_there(&mut self) -> Result<Catalogue> {
-        let there = read(self.cx, self.from).await?;
+        let there = Catalogue::of(self.cx, self.from, Care::Look).await?;
         Ok(self.without_the_future(there, &self.from.name.clone()))
     }
 
@@ -282,15 +286,14 @@ impl Fetch<'_> {
     /// Ids that retention would keep here if all were here.
     fn retained(&self, there: &Catalogue, here: &Catalogue) -> BTreeSet<String> {
         let pins = BTreeMap::new();
-        let mut all: BTreeMap<String, Known> = BTreeMap::new();
-        for entry in there.entries.iter().chain(&here.entries) {
-            if let Some(known) = entry.known(&pins) {
-                all.insert(known.id.clone(), known);
-            }
-        }
-        let all: Vec<Known> = all.into_values().collect();
+        let all = catalog::known(there.entries.iter().chain(&here.entries), &pins);
+        let policy = Policy {
+            keep: &self.keep,
+            layout: self.to.sink.layout(),
+            zone: self.zone,
+        };
         let now = self.cx.clock.now();
-        let verdict = retention::decide(&all, &self.keep, self.zone, now, &BTreeSet::new());
+        let verdict = retention::decide(&all, &policy, now, &BTreeSet::new());
         let kept = verdict.decisions.into_iter().filter(|d| d.keep);
         kept.map(|decision| decision.id).collect()
     }
@@ -388,14 +391,6 @@ impl Fetch<'_> {
             let what = format!("the newest archive, `{name}`, {what} and is not fetched");
             self.report.warn(what);
         }
-    }
-}
-
-async fn read(cx: &Context, sink: &SinkInstance) -> Result<Catalogue> {
-    let mut catalogue = Catalogue::read(cx, std::slice::from_ref(sink)).await;
-    match catalogue.failures.pop() {
-        Some((_, error)) => Err(error),
-        None => Ok(catalogue),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Names: of members, of units as people type them, and of archives.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::Tier;
 use jiff::Timestamp;
 use std::fmt;
 
@@ -166,6 +167,8 @@ pub struct ArchiveName {
     pub suffix: String,
     /// The archive's id: what tells it from any other that asks for the same name.
     pub id: String,
+    /// For which period it stands, where the sink has folders for that.
+    pub tier: Tier,
 }
 
 impl ArchiveName {
@@ -184,7 +187,17 @@ impl ArchiveName {
             day: file[dot + 1..dot + 11].to_owned(),
             suffix: file[suffix..].trim_end_matches(".partial").to_owned(),
             id: id.to_owned(),
+            tier: Tier::of(stored).unwrap_or_default(),
         })
+    }
+
+    /// The name that it asks for in another tier.
+    #[must_use]
+    pub fn in_tier(&self, tier: Tier) -> Self {
+        Self {
+            tier,
+            ..self.clone()
+        }
     }
 
     /// The names to try in order, without end: the day's, the start's, then `-2`, `-3`, … No published name is ever taken twice.

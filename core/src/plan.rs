@@ -1,5 +1,6 @@
 //! Plans: pure, printable, made before anything is touched.
 
+use crate::layout::Tier;
 use crate::name::ArchiveName;
 use crate::source::{Existing, Selected};
 use jiff::Timestamp;
@@ -20,6 +21,8 @@ pub struct BackupPlan {
     pub subset: bool,
     /// `--pin`.
     pub pin: bool,
+    /// `--tier`; without it an archive is its day's, and the first of a week, a month and a year is promoted.
+    pub tier: Option<Tier>,
     /// Instance tables whose plugin is not enabled.
     pub not_backed_up: Vec<String>,
 }
@@ -39,6 +42,8 @@ pub struct RestorePlan {
     pub archive: String,
     /// When it was made.
     pub created: Timestamp,
+    /// The site that made it.
+    pub site: String,
     /// Who made it.
     pub tool: String,
     /// Whether it is whole.
@@ -80,4 +85,6 @@ pub struct Target {
     pub bytes: u64,
     /// New names.
     pub into: Vec<String>,
+    /// New names of groups, from and to.
+    pub groups: Vec<(String, String)>,
 }

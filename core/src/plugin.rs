@@ -1,4 +1,20 @@
 //! A plugin: the code of a source or a sink, with the settings that it takes. The engine learns them from a registry, by name.
+//!
+//! Beside those that a program is built with there are two kinds that anybody can add as files in the plugins root ([`root`]): a command plugin is
+//! one TOML file ([`manifest`], [`command`]); a protocol plugin is a process that speaks frames of messages ([`frame`], [`message`]) with this host
+//! ([`process`], [`session`], [`protocol_source`], [`protocol_sink`]) or, in Rust, by [`guest`]. `PROTOCOL.md` is its definition.
+
+pub mod command;
+pub mod frame;
+pub mod guest;
+pub mod manifest;
+pub mod message;
+pub mod process;
+pub mod protocol_sink;
+pub mod protocol_source;
+pub mod root;
+pub mod session;
+pub mod settings;
 
 use crate::error::Result;
 use crate::settings::Settings;

@@ -2,17 +2,18 @@
 
 use crate::archive::read_at::SinkReadAt;
 use crate::archive::tail::Opened;
-use crate::catalog::{Catalogue, Entry, Summary};
+use crate::catalog::{self, Catalogue, Entry, Summary};
 use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, bug, not_found};
+use crate::event::Moment;
 use crate::pins;
-use crate::retention::{self, Known, Verdict};
-use crate::sink::{Care, NoteName, Wanted, Was};
+use crate::retention::{self, Policy, Verdict, tomorrow};
+use crate::sink::{Care, NoteName, Stored, Wanted, Was};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Minutes after which another's lease counts no more.
@@ -46,6 +47,12 @@ pub struct Pruned {
     pub names: Vec<(String, String)>,
     /// Ids that are gone now.
     pub deleted: Vec<String>,
+    /// Copies that no rule keeps of archives that stay elsewhere: what goes, or would go.
+    pub surplus: Vec<Stored>,
+    /// Those of them that are gone now.
+    pub cleared: Vec<Stored>,
+    /// Ids that the next day's run will let go.
+    pub tomorrow: Vec<String>,
     /// What could not be deleted, and why.
     pub failed: Vec<String>,
     /// What was told to the sink's own expiry.
@@ -63,6 +70,15 @@ impl Pruned {
             .collect();
         if !self.deleted.is_empty() {
             lines.push(format!("{} old archives deleted", self.deleted.len()));
+        }
+        if !self.cleared.is_empty() {
+            lines.push(format!(
+                "{} taken out of folders for which no rule keeps it",
+                match self.cleared.len() {
+                    1 => "an archive".to_owned(),
+                    many => format!("{many} archives"),
+                }
+            ));
         }
         lines.extend(self.failed.iter().cloned());
         lines.extend(self.settled.iter().cloned());
@@ -108,10 +124,7 @@ async fn prune_held(
     keep: &retention::Keep,
     lease: Option<&Lease>,
 ) -> Result<Pruned> {
-    let catalogue = Catalogue::read_with(cx, std::slice::from_ref(instance), Care::Delete).await;
-    if let Some((_, error)) = catalogue.failures.into_iter().next() {
-        return Err(error);
-    }
+    let catalogue = Catalogue::of(cx, instance, Care::Delete).await?;
     let pinned = pins::pinned(cx, &instance.sink).await?;
     let mut accepted = pins::accepted(cx, &instance.sink).await?;
     let entries: Vec<&Entry> = catalogue
@@ -126,11 +139,18 @@ async fn prune_held(
         }
         accepted.insert(id);
     }
-    // Two files may hold one archive (somebody copied it): it is one to retention, and both go or stay together.
-    let mut known: Vec<Known> = entries.iter().filter_map(|e| e.known(&pinned)).collect();
-    let mut seen = BTreeSet::new();
-    known.retain(|archive| seen.insert(archive.id.clone()));
-    let verdict = retention::decide(&known, keep, zone, cx.clock.now(), &accepted);
+    let known = catalog::known(entries.iter().copied(), &pinned);
+    let policy = Policy {
+        keep,
+        layout: instance.sink.layout(),
+        zone,
+    };
+    let now = cx.clock.now();
+    let verdict = retention::decide(&known, &policy, now, &accepted);
+    let tomorrow = tomorrow(&known, &policy, &verdict, now);
+    let going = going(&entries, &verdict);
+    let surplus = going.iter().filter(|(_, elsewhere)| elsewhere.is_some());
+    let surplus = surplus.map(|(entry, _)| entry.stored.clone()).collect();
     let names = entries
         .iter()
         .filter_map(|e| Some((e.summary()?.id.clone(), e.stored.name.clone())))
@@ -139,11 +159,13 @@ async fn prune_held(
         sink: instance.name.clone(),
         verdict,
         names,
+        surplus,
+        tomorrow,
         ..Pruned::default()
     };
     if let Some(lease) = lease {
-        if let Err(error) = delete_all(cx, instance, &entries, lease, &mut pruned).await {
-            if pruned.deleted.is_empty() {
+        if let Err(error) = delete_all(cx, instance, (&entries, going), lease, &mut pruned).await {
+            if pruned.deleted.is_empty() && pruned.cleared.is_empty() {
                 return Err(error);
             }
             // What is gone already must be in the report.
@@ -170,18 +192,16 @@ fn accepted_id(wish: &str, entries: &[&Entry]) -> Result<String> {
 async fn delete_all(
     cx: &Context,
     instance: &SinkInstance,
-    entries: &[&Entry],
+    (entries, going): (&[&Entry], Vec<Going<'_>>),
     lease: &Lease,
     pruned: &mut Pruned,
 ) -> Result<()> {
-    let going: Vec<String> = pruned.verdict.deletions().map(str::to_owned).collect();
     if going.is_empty() {
         return Ok(());
     }
     let stays = |entry: &&&Entry| {
-        entry
-            .summary()
-            .is_some_and(|s| s.complete && !going.contains(&s.id))
+        let whole = entry.summary().is_some_and(|s| s.complete);
+        whole && !going.iter().any(|(gone, _)| std::ptr::eq(*gone, **entry))
     };
     let Some(newest) = entries.iter().find(stays) else {
         return Err(bug("retention would leave no whole archive"));
@@ -189,10 +209,7 @@ async fn delete_all(
     check_is(cx, instance, newest).await.map_err(|e| {
         e.within("the newest archive that would stay cannot be read, so nothing was deleted")
     })?;
-    let going = entries
-        .iter()
-        .filter(|e| e.summary().is_some_and(|s| going.contains(&s.id)));
-    for (n, entry) in going.enumerate() {
+    for (n, (entry, elsewhere)) in going.into_iter().enumerate() {
         cx.check_cancelled()?;
         if n % BATCH == 0 {
             lease.renew(cx, instance).await?;
@@ -200,18 +217,67 @@ async fn delete_all(
         let Some(summary) = entry.summary() else {
             continue;
         };
-        let deleted = match check_is(cx, instance, entry).await {
-            Ok(()) => instance.sink.delete(cx, &entry.stored).await,
-            Err(error) => Err(error),
-        };
-        match deleted {
-            Ok(()) => pruned.deleted.push(summary.id.clone()),
-            Err(error) => pruned
+        let deleted = delete(cx, instance, entry, elsewhere).await;
+        if deleted.is_ok() && elsewhere.is_none() {
+            let dropped = serde_json::json!({
+                "archive": summary.id, "name": entry.stored.name, "version": entry.stored.version, "sink": instance.name
+            });
+            cx.for_instance(&instance.name)
+                .reached(Moment::ArchiveDropped, &dropped);
+        }
+        match (deleted, elsewhere) {
+            (Ok(()), None) if pruned.deleted.contains(&summary.id) => {}
+            (Ok(()), None) => pruned.deleted.push(summary.id.clone()),
+            (Ok(()), Some(_)) => pruned.cleared.push(entry.stored.clone()),
+            (Err(error), _) => pruned
                 .failed
                 .push(format!("`{}` was not deleted: {error}", entry.stored.name)),
         }
     }
     Ok(())
+}
+
+/// A copy that goes; one of an archive that stays comes with the one that it is kept in.
+type Going<'e> = (&'e Entry, Option<&'e Entry>);
+
+fn going<'e>(entries: &[&'e Entry], verdict: &Verdict) -> Vec<Going<'e>> {
+    if !verdict.holds.is_empty() {
+        return Vec::new();
+    }
+    let mut copies: HashMap<&str, Vec<&'e Entry>> = HashMap::new();
+    for entry in entries {
+        if let Some(summary) = entry.summary() {
+            copies.entry(summary.id.as_str()).or_default().push(entry);
+        }
+    }
+    let mut going = Vec::new();
+    for decision in &verdict.decisions {
+        let entries = copies.remove(decision.id.as_str()).unwrap_or_default();
+        let placed = entries.iter().map(|entry| entry.tier()).collect();
+        let wanted = |entry: &&Entry| decision.wants(entry.tier(), &placed);
+        let (stay, go): (Vec<_>, Vec<_>) = entries.into_iter().partition(wanted);
+        match stay.first() {
+            Some(elsewhere) => going.extend(go.into_iter().map(|entry| (entry, Some(*elsewhere)))),
+            None if !decision.keep => going.extend(go.into_iter().map(|entry| (entry, None))),
+            // Where it is wanted it does not lie: it stays where it does.
+            None => {}
+        }
+    }
+    going
+}
+
+/// What goes is read first, and what it is kept in elsewhere too.
+async fn delete(
+    cx: &Context,
+    instance: &SinkInstance,
+    entry: &Entry,
+    elsewhere: Option<&Entry>,
+) -> Result<()> {
+    check_is(cx, instance, entry).await?;
+    if let Some(elsewhere) = elsewhere {
+        check_is(cx, instance, elsewhere).await?;
+    }
+    instance.sink.delete(cx, &entry.stored).await
 }
 
 /// Tells the sink for how long what stays is wanted: never while retention holds, and only what it was told goes by itself one day.
@@ -226,6 +292,7 @@ async fn settle(
         entries.iter().filter(|entry| {
             let id = entry.summary().map(|s| &s.id);
             id.is_some_and(|id| !pruned.deleted.contains(id))
+                && !pruned.cleared.contains(&entry.stored)
         })
     };
     // The newest whole one is what everything else goes for: without it nothing is let go.
@@ -242,10 +309,10 @@ async fn settle(
     let wanted = |entry: &&Entry| {
         let id = &entry.summary()?.id;
         let decision = pruned.verdict.decisions.iter().find(|d| d.id == *id)?;
-        let wanted = match (decision.keep, decision.tier) {
+        let wanted = match (decision.keep, decision.lifetime_in(entry.tier())) {
             _ if held => Wanted::Always,
             (false, _) => Wanted::NoMore,
-            (true, Some(tier)) => Wanted::For(tier),
+            (true, Some(lifetime)) => Wanted::For(lifetime),
             (true, None) => Wanted::Always,
         };
         Some((entry.stored.clone(), wanted))
@@ -382,10 +449,7 @@ impl Lease {
 
     async fn give_back(self, cx: &Context, instance: &SinkInstance) {
         // A run that was told to stop gives it back too, within a limit.
-        let cx = Context {
-            cancel: tokio_util::sync::CancellationToken::new(),
-            ..cx.clone()
-        };
+        let cx = cx.unstopped();
         let late = || Error::new(ErrorKind::Unreachable, "it took too long");
         let removed = cx.within(
             GIVE_BACK_LIMIT,

@@ -162,6 +162,8 @@ pub struct SinkReport {
     pub published: Option<(String, String)>,
     /// Whether size and sum were read back and agree.
     pub verified: bool,
+    /// Its other places in the folders of tiers.
+    pub placed: Vec<String>,
     /// What retention did or why it held.
     pub pruned: Vec<String>,
     /// Why it failed.
@@ -185,6 +187,8 @@ pub struct RestoreReport {
     pub warnings: Vec<String>,
     /// The command that repeats only the rest.
     pub repeat: Option<String>,
+    /// What was held back meanwhile and runs again.
+    pub released: Vec<String>,
     /// Why it is not "done, all of it".
     pub causes: Vec<Cause>,
 }

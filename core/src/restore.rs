@@ -3,6 +3,8 @@
 pub mod foreign;
 pub mod input;
 pub mod select;
+pub mod standby;
+mod waves;
 
 use crate::archive::foreign::Foreign;
 use crate::archive::format::Stage;
@@ -12,13 +14,13 @@ use crate::archive::tail::Opened;
 use crate::catalog::{Catalogue, Wish};
 use crate::config::{Config, SinkInstance, SourceInstance};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result, conflict, settings};
-use crate::event::Event;
+use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
+use crate::event::{Event, Moment};
+use crate::hooks;
 use crate::plan::{RestorePlan, Target};
 use crate::report::{Cause, Class, RestoreReport, RestoredReport};
 use crate::selector::{Selection, parse_into};
-use crate::source::{Existing, RestoreOptions, Tally};
-use futures::future::join_all;
+use crate::source::{Existing, Preview, RestoreOptions, Tally};
 use input::{Delivered, Input, UnitCount};
 use jiff::tz::TimeZone;
 use select::Selected;
@@ -51,6 +53,14 @@ pub struct Request {
     pub keep_setuid: bool,
     /// Write symbolic links that lead out.
     pub outward_links: bool,
+    /// Delete and make anew what the target calls unchangeable.
+    pub recreate: bool,
+    /// With `Existing::Replace`: delete objects that the archive does not have.
+    pub prune_objects: bool,
+    /// What was held back may make up for what it missed.
+    pub catch_up: bool,
+    /// Who the target of a standby restore is, where it cannot be asked.
+    pub cluster_id: Option<String>,
 }
 
 impl Request {
@@ -74,6 +84,11 @@ impl Request {
             forget_unfinished: false,
             keep_setuid: self.keep_setuid,
             outward_links: self.outward_links,
+            recreate: self.recreate,
+            prune_objects: self.prune_objects,
+            hold: false,
+            standby: self.standby,
+            at_home: false,
         }
     }
 }
@@ -154,7 +169,7 @@ impl Shelves {
         Ok(Self {
             sinks,
             catalogue,
-            zone: TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC),
+            zone: config.archive.zone(),
             warnings,
         })
     }
@@ -273,23 +288,19 @@ async fn prepare_archive<'a>(
     let opened = chosen.copies[0].1.clone();
     let manifest = &opened.manifest;
     if !manifest.complete && !request.wish.partial_too {
-        return Err(conflict(format!(
-            "the archive `{}` is partial: something named is missing in it",
-            chosen.name
-        ))
-        .hint("look with bk show, then repeat with --allow-partial"));
+        return Err(is_partial(&chosen.name));
     }
     let selected = select::select(&opened, &request.selection).await?;
     let id = crate::backup::draw_id()?;
     let renamed = renames(&request.renamed)?;
-    let mut targets = Vec::new();
-    let mut sources = Vec::new();
-    let mut without_source = Vec::new();
+    let (mut targets, mut sources, mut without_source) = (Vec::new(), Vec::new(), Vec::new());
     let mut skipped = selected.skipped.clone();
+    let mut hollow = Vec::new();
     for instance in &manifest.instances {
         if !selected.has_instance(&instance.name) {
             let why = if request.selection.touches_instance(&instance.name) {
-                "nothing selected in it"
+                hollow.push(instance.name.as_str());
+                "nothing whole in it is selected"
             } else {
                 request.selection.why_not(&instance.name)
             };
@@ -311,20 +322,27 @@ async fn prepare_archive<'a>(
             ))
             .hint(format!("map it with --as {}=NAME", instance.name)));
         }
-        let health = source
-            .source
-            .check(&cx.for_instance(name))
-            .await
-            .map_err(|e| e.within(format!("the target `{name}`")))?;
+        let waits_for = |name: &String| selected.has_instance(name);
+        let health = match source.source.check(&cx.for_instance(name)).await {
+            Err(error)
+                if error.kind == ErrorKind::Unreachable && source.after.iter().any(waits_for) =>
+            {
+                waves::not_there_yet(&error)
+            }
+            other => other.map_err(|e| e.within(format!("the target `{name}`")))?,
+        };
         warnings.extend(health.warnings.iter().map(|w| format!("`{name}`: {w}")));
-        if request.standby && health.identity == instance.identity {
-            return Err(conflict(format!(
-                "`{name}` is the very server that the archive came from ({})",
-                health.describe
-            ))
-            .hint("--standby restores only into another one"));
+        let at_home = !health.identity.is_empty() && health.identity == instance.identity;
+        if request.standby {
+            standby::refuse_home(
+                name,
+                &health,
+                &instance.identity,
+                request.cluster_id.as_deref(),
+            )?;
         }
-        let options = options(&request, &instance.name, name, &id, &manifest.id, &selected)?;
+        let mut options = options(&request, &instance.name, name, &id, &manifest.id, &selected)?;
+        options.at_home = at_home;
         targets.push(target(
             &instance.name,
             name,
@@ -334,7 +352,11 @@ async fn prepare_archive<'a>(
         ));
         sources.push((instance.name.clone(), source, options));
     }
+    if sources.is_empty() && without_source.is_empty() && !hollow.is_empty() {
+        return Err(nothing_whole(&hollow, &chosen.name));
+    }
     into_are_used(&request.into, &sources)?;
+    warnings.extend(waves::hold(&mut sources));
     let plan = RestorePlan {
         id,
         from: chosen.from,
@@ -342,6 +364,7 @@ async fn prepare_archive<'a>(
         version: chosen.version,
         archive: manifest.id.clone(),
         created: manifest.created,
+        site: manifest.site.clone(),
         tool: manifest.tool.clone(),
         complete: manifest.complete,
         foreign: false,
@@ -359,6 +382,21 @@ async fn prepare_archive<'a>(
         request,
         warnings,
     })
+}
+
+fn is_partial(archive: &str) -> Error {
+    conflict(format!(
+        "the archive `{archive}` is partial: something named is missing in it"
+    ))
+    .hint("look with bk show, then repeat with --allow-partial")
+}
+
+fn nothing_whole(instances: &[&str], archive: &str) -> Error {
+    not_found(format!(
+        "nothing of `{}` that was selected is whole in `{archive}`",
+        instances.join("`, `")
+    ))
+    .hint("bk show --units says what failed; an earlier archive may have it: bk list")
 }
 
 fn renames(typed: &[String]) -> Result<HashMap<String, String>> {
@@ -441,6 +479,7 @@ fn target(
         rows: totals.rows,
         bytes: totals.bytes,
         into: into_lines(options),
+        groups: options.into_group.clone(),
     }
 }
 
@@ -465,6 +504,7 @@ impl Prepared<'_> {
             healed: Vec::new(),
             warnings: std::mem::take(&mut self.warnings),
             repeat: None,
+            released: Vec::new(),
             causes: Vec::new(),
         };
         for name in &self.plan.without_source {
@@ -485,12 +525,12 @@ impl Prepared<'_> {
             report.causes.push(Cause::new(&self.plan.name, &error));
             return report;
         }
+        cx.reached(Moment::RestoreStarted, &self.plan);
         let sources = std::mem::take(&mut self.sources);
-        let results =
-            join_all(sources.iter().map(|(instance, source, options)| {
-                self.restore_one(cx, instance, source, options)
-            }))
-            .await;
+        let results = self.in_waves(cx, &sources).await;
+        let whole = results
+            .iter()
+            .all(|result| matches!(result, Ok((_, causes, _)) if causes.is_empty()));
         for ((instance, source, _), result) in sources.iter().zip(results) {
             match result {
                 Ok((restored, causes, warnings)) => {
@@ -504,6 +544,7 @@ impl Prepared<'_> {
                 }
             }
         }
+        self.release(cx, &sources, whole, &mut report).await;
         if let Origin::Archive(_, copies) = &self.origin {
             report.healed = copies.healed();
         }
@@ -594,21 +635,51 @@ impl Prepared<'_> {
         options: &RestoreOptions,
     ) -> Result<(RestoredReport, Vec<Cause>, Vec<String>)> {
         let cx = cx.for_instance(&source.name);
+        let restored = self.restore_watched(&cx, instance, source, options).await;
+        let told = match &restored {
+            Ok((restored, causes, _)) => {
+                serde_json::json!({ "restored": restored, "causes": causes })
+            }
+            Err(error) => serde_json::json!({ "causes": [Cause::new(&source.name, error)] }),
+        };
+        cx.reached(Moment::RestoreSourceDone, &told);
+        restored
+    }
+
+    async fn restore_watched(
+        &self,
+        cx: &Context,
+        instance: &str,
+        source: &SourceInstance,
+        options: &RestoreOptions,
+    ) -> Result<(RestoredReport, Vec<Cause>, Vec<String>)> {
         cx.tell(&Event::Phase("restoring"));
         let began = std::time::Instant::now();
         let delivered = Arc::new(Mutex::new(Delivered::default()));
-        let input = self.input(&cx, instance, &delivered)?;
+        let input = self.input(cx, instance, &delivered)?;
         let expected = input.counts.clone();
-        let tally = source.source.restore(&cx, input, options).await?;
+        let named = [
+            ("BK_INSTANCE", source.name.as_str()),
+            ("BK_ARCHIVE", options.archive.as_str()),
+        ];
+        let hook = source.hooks.before_restore.as_ref();
+        hooks::before(cx, ("before_restore", hook), &named).await?;
+        let tally = source.source.restore(cx, input, options).await;
+        let hook = source.hooks.after_restore.as_ref();
+        let about = (source.name.as_str(), tally.is_ok());
+        let after = hooks::after(cx, ("after_restore", hook), about, &named).await;
+        let tally = tally?;
         cx.tell(&Event::Done);
         if let Some(failure) = &lock(&delivered).failure {
             return Err(failure.duplicate());
         }
-        let mut causes = Vec::new();
+        let mut causes: Vec<Cause> = after.into_iter().collect();
         let units = match &self.origin {
             Origin::Archive(selected, _) => {
                 compare_delivered(selected, instance, &lock(&delivered))?;
-                compare_tally(&source.name, &expected.all(), &tally, &mut causes);
+                let parts = lock(&delivered).further_parts.clone();
+                let expected = expected.without_further_parts(&parts).all();
+                compare_tally(&source.name, &expected, &tally, &mut causes);
                 selected.totals_of(instance).units
             }
             Origin::Foreign(_) => {
@@ -632,6 +703,33 @@ impl Prepared<'_> {
             milliseconds: began.elapsed().as_millis() as u64,
         };
         Ok((restored, causes, tally.warnings))
+    }
+
+    /// Who the archived instance was.
+    fn identity_of(&self, instance: &str) -> String {
+        match &self.origin {
+            Origin::Archive(_, copies) => {
+                let archived = copies.first().manifest.instance(instance);
+                archived
+                    .map(|archived| archived.identity.clone())
+                    .unwrap_or_default()
+            }
+            Origin::Foreign(_) => String::new(),
+        }
+    }
+
+    /// What the restore would do to each thing, as the targets say: source and lines.
+    pub async fn preview(&self, cx: &Context) -> Result<Vec<(String, Preview)>> {
+        let mut previews = Vec::new();
+        for (instance, source, options) in &self.sources {
+            let cx = cx.for_instance(&source.name);
+            let input = self.input(&cx, instance, &Arc::default())?;
+            previews.push((
+                source.name.clone(),
+                source.source.preview(&cx, input, options).await?,
+            ));
+        }
+        Ok(previews)
     }
 
     fn input(

@@ -1,63 +1,29 @@
 //! Which archives to keep: a pure function from what is there to a verdict with a reason for each.
 //!
-//! Every rule on its own walks from the newest to the oldest and keeps the newest of each period until its number of periods is used; an
-//! archive that any rule keeps is kept. Deleting is somebody else's work, and stops where a hold says so.
+//! Every rule on its own walks from the newest to the oldest and keeps one of each period, as far back as it reaches; an archive that any rule
+//! keeps is kept. While a rule by count has periods left it keeps the oldest archive too, so that a rule of years has one to grow from.
+//! Deleting is somebody else's work, and stops where a hold says so.
 
-use crate::sink::Tier;
+mod holds;
+mod keep;
+mod tomorrow;
+
+use crate::layout::{Layout, Tier};
+use crate::sink::Lifetime;
+use holds::holds;
+pub(crate) use holds::median;
+use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+pub use keep::{Age, Keep, Limit, Period, Pick, Rule};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+pub use tomorrow::tomorrow;
 
+/// How far the clocks of two machines may be apart.
+const CLOCKS_DIFFER_MINUTES: i64 = 5;
 /// Days that a partial archive is kept after a newer whole one was verified.
 const PARTIAL_DAYS: i64 = 7;
-/// Archives whose median an instance's size is compared with.
-const MEDIAN_OF: usize = 7;
-
-/// `keep = { … }`: how many of each period. A rule that is left out keeps nothing; all left out keep everything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Keep {
-    /// The newest so many.
-    pub last: u32,
-    /// The newest of each of so many hours.
-    pub hourly: u32,
-    /// The newest of each of so many days.
-    pub daily: u32,
-    /// The newest of each of so many ISO weeks.
-    pub weekly: u32,
-    /// The newest of each of so many months.
-    pub monthly: u32,
-    /// The newest of each of so many years.
-    pub yearly: u32,
-    /// Whole archives that are never let go, the newest; at least 1.
-    pub floor: u32,
-}
-
-impl Keep {
-    /// The newest so many and nothing else.
-    pub fn last(count: u32) -> Self {
-        Self {
-            last: count,
-            ..Self::default()
-        }
-    }
-
-    /// Whether it lets anything go at all.
-    pub fn is_unlimited(&self) -> bool {
-        [
-            self.last,
-            self.hourly,
-            self.daily,
-            self.weekly,
-            self.monthly,
-            self.yearly,
-        ]
-        .iter()
-        .all(|n| *n == 0)
-    }
-}
 
 /// An archive of this site on one sink, as retention sees it.
 #[derive(Clone, Debug)]
@@ -70,6 +36,8 @@ pub struct Known {
     pub complete: bool,
     /// Whether somebody pinned it.
     pub pinned: bool,
+    /// In which tiers' folders it lies, and `None` where it lies outside of them; empty: nothing but outside.
+    pub placed: BTreeSet<Option<Tier>>,
     /// What it holds.
     pub instances: Vec<Size>,
 }
@@ -87,18 +55,56 @@ pub struct Size {
     pub bytes: u64,
 }
 
+/// What decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    /// The rules.
+    pub keep: &'a Keep,
+    /// Where archives lie on the sink.
+    pub layout: Layout,
+    /// Whose days and weeks.
+    pub zone: &'a TimeZone,
+}
+
 /// What becomes of one archive, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// The archive.
     pub id: String,
+    /// Start of its run.
+    pub created: Timestamp,
     /// Kept or let go.
     pub keep: bool,
+    /// Words of the rules that keep it.
+    pub rules: Vec<&'static str>,
     /// Every reason to keep it; or the one why it goes.
     pub reasons: Vec<String>,
     /// For how long it is wanted, when only rules of periods keep it; nothing for one that must not expire by itself.
     #[serde(skip)]
-    pub tier: Option<Tier>,
+    pub lifetime: Option<Lifetime>,
+    /// The tiers that it is kept for, each with its time; nothing where that is no matter of tiers: then it stays wherever it lies.
+    #[serde(skip)]
+    pub tiers: Option<BTreeMap<Tier, Option<Lifetime>>>,
+}
+
+impl Decision {
+    /// Whether what lies here is what it is kept for. What lies outside of all tiers stands for each that it is wanted in and does not lie in.
+    pub fn wants(&self, here: Option<Tier>, placed: &BTreeSet<Option<Tier>>) -> bool {
+        let Some(wanted) = self.tiers.as_ref().filter(|_| self.keep) else {
+            return self.keep;
+        };
+        match here {
+            Some(tier) => wanted.contains_key(&tier),
+            None => wanted.keys().any(|tier| !placed.contains(&Some(*tier))),
+        }
+    }
+
+    /// For how long what lies here is wanted.
+    pub fn lifetime_in(&self, placed: Option<Tier>) -> Option<Lifetime> {
+        let tiers = self.tiers.as_ref();
+        let there = placed.and_then(|tier| tiers?.get(&tier).copied());
+        there.unwrap_or(self.lifetime)
+    }
 }
 
 /// What becomes of all of them.
@@ -124,57 +130,68 @@ impl Verdict {
 /// Decides. `accepted` are ids of newest archives whose holds an operator has released.
 pub fn decide(
     archives: &[Known],
-    keep: &Keep,
-    zone: &TimeZone,
+    policy: &Policy<'_>,
     now: Timestamp,
     accepted: &BTreeSet<String>,
 ) -> Verdict {
-    let mut sorted: Vec<&Known> = archives.iter().collect();
-    sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
-    let mut kept: BTreeMap<&str, Vec<Reason>> = BTreeMap::new();
-    let mut add = |known: &Known, reason: Reason| {
-        if let Some(known) = sorted.iter().find(|k| k.id == known.id) {
-            kept.entry(known.id.as_str()).or_default().push(reason);
+    let sorted = newest_first(archives);
+    let mut kept: Vec<Vec<Reason>> = sorted.iter().map(|_| Vec::new()).collect();
+    for (at, known) in sorted.iter().enumerate() {
+        if known.pinned {
+            kept[at].push(Reason::always("pinned", "pinned"));
         }
-    };
-    for known in sorted.iter().filter(|k| k.pinned) {
-        add(known, Reason::always("pinned"));
-    }
-    let whole: Vec<&Known> = sorted.iter().copied().filter(|k| k.complete).collect();
-    for (known, reason) in rules(&whole, keep, zone) {
-        add(known, reason);
-    }
-    for known in sorted.iter().filter(|k| !k.complete) {
-        if let Some(reason) = partial_stays(known, &whole, now) {
-            add(known, Reason::always(reason));
+        if is_of_the_future(known, now) {
+            kept[at].push(Reason::always("future", "dated in the future"));
+        }
+        if !known.complete
+            && let Some(words) = partial_stays(known, &sorted, now)
+        {
+            kept[at].push(Reason::always("partial", words));
         }
     }
-    let decisions: Vec<Decision> = sorted
-        .iter()
-        .map(|known| match kept.remove(known.id.as_str()) {
-            Some(reasons) => Decision {
-                id: known.id.clone(),
-                keep: true,
-                tier: longest(&reasons),
-                reasons: reasons.into_iter().map(|reason| reason.words).collect(),
-            },
-            None => Decision {
-                id: known.id.clone(),
-                keep: false,
-                tier: None,
-                reasons: vec![why_gone(known)],
-            },
-        })
-        .collect();
-    let accepted = sorted
-        .first()
-        .is_some_and(|newest| accepted.contains(&newest.id));
-    let holds = if accepted {
+    keep_whole(&sorted, policy, now, &mut kept);
+    let decisions: Vec<Decision> = sorted.iter().zip(kept).map(decision).collect();
+    let newest = sorted.first();
+    let holds = if newest.is_some_and(|newest| accepted.contains(&newest.id)) {
         Vec::new()
     } else {
         holds(&sorted, &decisions, now)
     };
     Verdict { decisions, holds }
+}
+
+/// Such an archive is no measure for the age of others.
+fn is_of_the_future(known: &Known, now: Timestamp) -> bool {
+    known.created > now + CLOCKS_DIFFER_MINUTES.minutes()
+}
+
+fn newest_first(archives: &[Known]) -> Vec<&Known> {
+    let mut sorted: Vec<&Known> = archives.iter().collect();
+    sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
+    sorted
+}
+
+fn decision((known, reasons): (&&Known, Vec<Reason>)) -> Decision {
+    if reasons.is_empty() {
+        return Decision {
+            id: known.id.clone(),
+            created: known.created,
+            keep: false,
+            rules: Vec::new(),
+            reasons: vec![why_gone(known)],
+            lifetime: None,
+            tiers: None,
+        };
+    }
+    Decision {
+        id: known.id.clone(),
+        created: known.created,
+        keep: true,
+        rules: reasons.iter().map(|reason| reason.rule).collect(),
+        lifetime: longest(reasons.iter()),
+        tiers: tiers(&reasons),
+        reasons: reasons.into_iter().map(|reason| reason.words).collect(),
+    }
 }
 
 fn why_gone(known: &Known) -> String {
@@ -185,117 +202,244 @@ fn why_gone(known: &Known) -> String {
     }
 }
 
-/// Why an archive stays, and for how long that holds when nobody decides anew.
+/// Why an archive stays, for which tier, and for how long that holds when nobody decides anew.
 struct Reason {
+    rule: &'static str,
     words: String,
     tier: Option<Tier>,
+    lifetime: Option<Lifetime>,
 }
 
 impl Reason {
-    fn always(words: impl Into<String>) -> Self {
+    fn always(rule: &'static str, words: impl Into<String>) -> Self {
         Self {
+            rule,
             words: words.into(),
             tier: None,
+            lifetime: None,
         }
     }
 }
 
-/// The longest tier, unless something keeps it without end.
-fn longest(reasons: &[Reason]) -> Option<Tier> {
-    let tiers: Option<Vec<Tier>> = reasons.iter().map(|reason| reason.tier).collect();
-    tiers?.into_iter().max_by_key(|tier| tier.days)
+/// The longest time, unless something keeps it without end.
+fn longest<'a>(reasons: impl Iterator<Item = &'a Reason>) -> Option<Lifetime> {
+    let times: Option<Vec<Lifetime>> = reasons.map(|reason| reason.lifetime).collect();
+    times?.into_iter().max_by_key(|time| time.days)
 }
 
-/// Names the period that an instant lies in.
-type Period = fn(jiff::civil::DateTime) -> String;
-
-fn rules<'a>(whole: &[&'a Known], keep: &Keep, zone: &TimeZone) -> Vec<(&'a Known, Reason)> {
-    let mut kept = Vec::new();
-    if keep.is_unlimited() {
-        return whole
-            .iter()
-            .map(|k| (*k, Reason::always("no rule lets anything go")))
-            .collect();
+/// The tiers that rules keep it for. What is kept for another reason as well must not expire in any of them.
+fn tiers(reasons: &[Reason]) -> Option<BTreeMap<Tier, Option<Lifetime>>> {
+    let wanted: BTreeSet<Tier> = reasons.iter().filter_map(|reason| reason.tier).collect();
+    if wanted.is_empty() {
+        return None;
     }
-    for (n, known) in whole.iter().take(keep.floor.max(1) as usize).enumerate() {
-        let floor = keep.floor.max(1);
+    let counts = |reason: &&Reason, tier| reason.tier.is_none_or(|of| of == tier);
+    let time = |tier| longest(reasons.iter().filter(|reason| counts(reason, tier)));
+    Some(wanted.into_iter().map(|tier| (tier, time(tier))).collect())
+}
+
+/// What the floor and the rules say of the whole ones.
+fn keep_whole(sorted: &[&Known], policy: &Policy<'_>, now: Timestamp, kept: &mut [Vec<Reason>]) {
+    let whole: Vec<usize> = (0..sorted.len())
+        .filter(|at| sorted[*at].complete && !is_of_the_future(sorted[*at], now))
+        .collect();
+    let rules = policy.keep.rules(policy.layout);
+    if rules.is_empty() {
+        for at in whole {
+            kept[at].push(Reason::always("all", "no rule lets anything go"));
+        }
+        return;
+    }
+    let floor = policy.keep.floor.max(1);
+    for (n, at) in whole.iter().take(floor as usize).enumerate() {
         let words = format!(
             "floor {} of {floor}: whole archives are never all let go",
             n + 1
         );
-        kept.push((*known, Reason::always(words)));
+        kept[*at].push(Reason::always("floor", words));
     }
-    for (n, known) in whole.iter().take(keep.last as usize).enumerate() {
-        let words = format!("last {} of {}", n + 1, keep.last);
-        kept.push((*known, Reason::always(words)));
+    let mut local = vec![DateTime::default(); sorted.len()];
+    for at in &whole {
+        local[*at] = policy.zone.to_datetime(sorted[*at].created);
     }
-    for (tier, count, period) in periods(keep) {
-        let mut used: Vec<(&Known, String)> = Vec::new();
-        for known in whole {
-            let name = period(known.created.to_zoned(zone.clone()).datetime());
-            if used.last().map(|(_, last)| last) != Some(&name) && used.len() < count as usize {
-                used.push((known, name));
+    let newest = whole.first().map(|at| sorted[*at].created);
+    for rule in rules {
+        let asked = whole.iter().copied().filter(|at| {
+            let placed = &sorted[*at].placed;
+            let outside = placed.is_empty() || placed.contains(&None);
+            outside || rule.tier.is_none_or(|tier| placed.contains(&Some(tier)))
+        });
+        let since = match (rule.limit, newest) {
+            (Limit::Age(age), Some(newest)) => age.before(newest, policy.zone),
+            _ => Timestamp::MIN,
+        };
+        let asked: Vec<usize> = asked
+            .filter(|at| rule.limit.is_count() || sorted[*at].created > since)
+            .collect();
+        let picked = pick(&rule, &asked, &local);
+        let lifetime = lifetime(&rule, &picked, sorted);
+        for one in picked {
+            kept[one.at].push(Reason {
+                rule: rule.word(),
+                words: one.words(&rule, local[one.at]),
+                tier: rule.tier,
+                lifetime,
+            });
+        }
+    }
+}
+
+/// An archive that a rule keeps.
+struct Picked {
+    at: usize,
+    /// Which of the rule's periods it stands for, from 1.
+    period: u32,
+    /// It is there because nothing is older, and the rule has periods left.
+    oldest: bool,
+}
+
+/// Walks from the newest to the oldest.
+fn pick(rule: &Rule, asked: &[usize], local: &[DateTime]) -> Vec<Picked> {
+    let most = match rule.limit {
+        Limit::Count(count) => count,
+        Limit::Age(_) => u32::MAX,
+    };
+    let mut picked: Vec<Picked> = Vec::new();
+    let (mut period, mut last) = (0, None);
+    for (n, at) in asked.iter().copied().enumerate() {
+        let key = match rule.period {
+            Period::Each => i64::try_from(n).unwrap_or(i64::MAX),
+            other => other.number(local[at]),
+        };
+        let begins = last != Some(key);
+        let is_oldest = n + 1 == asked.len();
+        if begins && period == most {
+            break;
+        }
+        period += u32::from(begins);
+        last = Some(key);
+        let one = Picked {
+            at,
+            period,
+            oldest: false,
+        };
+        match rule.pick {
+            Pick::Newest if begins => picked.push(one),
+            Pick::Newest if is_oldest && rule.limit.is_count() && period < most => {
+                picked.push(Picked {
+                    period: period + 1,
+                    oldest: true,
+                    ..one
+                });
+            }
+            Pick::Newest => {}
+            Pick::Every => picked.push(one),
+            Pick::First => {
+                picked.pop_if(|newer| newer.period == period);
+                picked.push(one);
             }
         }
-        let tier = with_gaps(tier, count, &used);
-        for (n, (known, name)) in used.into_iter().enumerate() {
-            let words = format!("{} {} of {count}: {name}", tier.rule, n + 1);
-            let tier = Some(tier);
-            kept.push((known, Reason { words, tier }));
+    }
+    picked
+}
+
+impl Picked {
+    fn words(&self, rule: &Rule, local: DateTime) -> String {
+        let name = match rule.period {
+            Period::Each => String::new(),
+            Period::Hour => local.strftime(": %Y-%m-%d %H h").to_string(),
+            Period::Day => local.strftime(": %Y-%m-%d").to_string(),
+            Period::Week => local.strftime(": %G-W%V").to_string(),
+            Period::Month => local.strftime(": %Y-%m").to_string(),
+            Period::Year => local.strftime(": %Y").to_string(),
+        };
+        let which = if self.oldest { ", the oldest" } else { "" };
+        let reach = match (rule.limit, rule.period) {
+            (Limit::Count(u32::MAX), _) => "unlimited".to_owned(),
+            (Limit::Count(count), _) => format!("{} of {count}", self.period),
+            (Limit::Age(age), Period::Each) => age.to_string(),
+            (Limit::Age(age), _) => format!("within {age}"),
+        };
+        format!("{} {reach}{name}{which}", rule.word())
+    }
+}
+
+impl Limit {
+    fn is_count(self) -> bool {
+        matches!(self, Self::Count(_))
+    }
+}
+
+impl Period {
+    /// Equal for two local times exactly when they lie in one period.
+    fn number(self, local: DateTime) -> i64 {
+        let date = local.date();
+        let day = || i64::from(date.year()) * 400 + i64::from(date.day_of_year());
+        match self {
+            // Each is its own.
+            Self::Each => 0,
+            Self::Hour => day() * 24 + i64::from(local.hour()),
+            Self::Day => day(),
+            Self::Week => {
+                let week = date.iso_week_date();
+                i64::from(week.year()) * 100 + i64::from(week.week())
+            }
+            Self::Month => i64::from(date.year()) * 100 + i64::from(date.month()),
+            Self::Year => i64::from(date.year()),
         }
     }
-    kept
+
+    /// Days that it has at most; nothing for what is no period.
+    fn most_days(self) -> Option<u32> {
+        match self {
+            Self::Each => None,
+            Self::Hour | Self::Day => Some(1),
+            Self::Week => Some(7),
+            Self::Month => Some(31),
+            Self::Year => Some(366),
+        }
+    }
 }
 
 /// Hours that count as a day's beginning: a gap of 30 hours is two days, one of 29 is one.
 const LATE_HOURS: i64 = 18;
 
-/// A period without an archive counts for nothing, so where archives are rare a rule reaches further back than its periods last.
-fn with_gaps(tier: Tier, count: u32, kept: &[(&Known, String)]) -> Tier {
-    let gaps = kept.windows(2).map(|two| {
-        let hours = two[0].0.created.duration_since(two[1].0.created).as_hours();
+/// For how long a rule of periods wants what it keeps. A period without an archive counts for nothing, so where archives are rare a rule by count
+/// reaches further back than its periods last.
+fn lifetime(rule: &Rule, picked: &[Picked], sorted: &[&Known]) -> Option<Lifetime> {
+    let most_days = rule.period.most_days()?;
+    let rule_word = rule.word();
+    let count = match rule.limit {
+        Limit::Count(count) => count,
+        Limit::Age(age) => {
+            let days = age.as_days().saturating_add(most_days);
+            return Some(Lifetime {
+                rule: rule_word,
+                days,
+            });
+        }
+    };
+    let created = |one: &Picked| sorted[one.at].created;
+    let gaps = picked.windows(2).map(|two| {
+        let hours = created(&two[0]).duration_since(created(&two[1])).as_hours();
         // A run that starts some hours late makes no day more.
         u32::try_from((hours + LATE_HOURS) / 24).unwrap_or(u32::MAX)
     });
     let longest = gaps.max().unwrap_or(0);
-    Tier {
-        days: tier.days.max(count.saturating_mul(longest)),
-        ..tier
-    }
+    let days = match rule.period {
+        Period::Hour => count.div_ceil(24),
+        _ => count.saturating_mul(most_days),
+    };
+    Some(Lifetime {
+        rule: rule_word,
+        days: days.max(count.saturating_mul(longest)),
+    })
 }
 
-/// Rule by rule: how long all its periods last, how many there are, and which one an instant lies in.
-fn periods(keep: &Keep) -> [(Tier, u32, Period); 5] {
-    let tier = |rule, days| Tier { rule, days };
-    [
-        (tier("hourly", keep.hourly.div_ceil(24)), keep.hourly, |t| {
-            t.strftime("%Y-%m-%d %H h").to_string()
-        }),
-        (tier("daily", keep.daily), keep.daily, |t| {
-            t.strftime("%Y-%m-%d").to_string()
-        }),
-        (
-            tier("weekly", keep.weekly.saturating_mul(7)),
-            keep.weekly,
-            |t| t.strftime("%G-W%V").to_string(),
-        ),
-        (
-            tier("monthly", keep.monthly.saturating_mul(31)),
-            keep.monthly,
-            |t| t.strftime("%Y-%m").to_string(),
-        ),
-        (
-            tier("yearly", keep.yearly.saturating_mul(366)),
-            keep.yearly,
-            |t| t.strftime("%Y").to_string(),
-        ),
-    ]
-}
-
-fn partial_stays(partial: &Known, whole: &[&Known], now: Timestamp) -> Option<String> {
-    let newer = whole
+fn partial_stays(partial: &Known, sorted: &[&Known], now: Timestamp) -> Option<String> {
+    let newer = sorted
         .iter()
-        .filter(|k| k.created > partial.created)
+        .filter(|k| k.complete && k.created > partial.created)
         .map(|k| k.created)
         .min();
     match newer {
@@ -305,78 +449,4 @@ fn partial_stays(partial: &Known, whole: &[&Known], now: Timestamp) -> Option<St
         )),
         Some(_) => None,
     }
-}
-
-fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -> Vec<String> {
-    let mut holds = Vec::new();
-    let Some(newest) = sorted.first() else {
-        return holds;
-    };
-    if newest.created > now + 5.minutes() {
-        holds.push(format!(
-            "the newest archive is dated {}, in the future",
-            newest.created
-        ));
-    }
-    let gone = decisions.iter().filter(|d| !d.keep).count();
-    if gone * 2 > decisions.len() {
-        holds.push(format!(
-            "{gone} of {} archives would go, more than half",
-            decisions.len()
-        ));
-    }
-    let Some(newest) = sorted.iter().find(|k| k.complete) else {
-        return holds;
-    };
-    let before: Vec<&Known> = sorted
-        .iter()
-        .copied()
-        .filter(|k| k.complete && k.created < newest.created)
-        .take(MEDIAN_OF)
-        .collect();
-    if let Some(previous) = before.first() {
-        vanished(newest, previous, &mut holds);
-    }
-    for size in &newest.instances {
-        let earlier: Vec<&Size> = before
-            .iter()
-            .filter_map(|k| k.instances.iter().find(|i| i.name == size.name))
-            .collect();
-        for (what, now, then) in [
-            ("rows", size.rows, median(earlier.iter().map(|s| s.rows))),
-            ("bytes", size.bytes, median(earlier.iter().map(|s| s.bytes))),
-        ] {
-            let then = then.unwrap_or(0);
-            if then > 0 && now * 2 < then {
-                holds.push(format!(
-                    "`{}` has {now} {what}, less than half of the median {then} of its last {}",
-                    size.name,
-                    earlier.len()
-                ));
-            }
-        }
-    }
-    holds
-}
-
-fn vanished(newest: &Known, previous: &Known, holds: &mut Vec<String>) {
-    for size in &previous.instances {
-        match newest.instances.iter().find(|i| i.name == size.name) {
-            None => holds.push(format!(
-                "`{}` was in the archive before and is in the newest no more",
-                size.name
-            )),
-            Some(now) if now.identity != size.identity => {
-                holds.push(format!("`{}` is another server than in the archive before: are these two sites under one name?", size.name));
-            }
-            Some(_) => {}
-        }
-    }
-}
-
-/// The one in the middle, the larger of two; nothing of nothing.
-pub(crate) fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
-    let mut values: Vec<_> = values.collect();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
 }

@@ -1,6 +1,6 @@
 //! A value that nobody prints: read from the environment, a file or a program when it is needed, shown as `***`.
 
-use crate::error::{Error, Result, settings};
+use crate::error::{Error, ErrorKind, Result, settings};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
@@ -38,9 +38,10 @@ impl Secret {
                     .hint(format!("export {name}=…"))
             }),
             Origin::File(path, pointer) => {
-                let text = tokio::fs::read_to_string(path)
-                    .await
-                    .map_err(|e| Error::io("read the secret in", path, e))?;
+                let text = tokio::fs::read_to_string(path).await.map_err(|e| Error {
+                    kind: ErrorKind::Settings,
+                    ..Error::io("read the secret in", path, e)
+                })?;
                 match pointer {
                     Some(pointer) => inside(&text, pointer).ok_or_else(|| {
                         let path = path.display();

@@ -155,6 +155,15 @@ impl Selection {
         only && !self.exclude.iter().any(|s| s.takes_instance(instance))
     }
 
+    /// Whether somebody asked for this very unit, or for units like it, and not only for its group.
+    pub fn names_unit(&self, group: &str, unit: &str) -> bool {
+        let names = [group, unit];
+        self.only.iter().any(|selector| {
+            let parts = selector.parts.iter().skip(1);
+            selector.parts.len() == 3 && parts.zip(names).all(|(part, name)| part.matches(name))
+        })
+    }
+
     /// Why an instance is not touched, in the words of a plan.
     pub fn why_not(&self, instance: &str) -> &'static str {
         if self.exclude.iter().any(|s| s.takes_instance(instance)) {
@@ -261,6 +270,18 @@ pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<Stri
         .take(3)
         .map(|(_, other)| format!("`{other}`"))
         .collect()
+}
+
+/// What to type in the place of `name`: the one most like it, else what `otherwise` says.
+pub fn did_you_mean<'a>(
+    name: &str,
+    names: impl Iterator<Item = &'a str>,
+    otherwise: impl FnOnce() -> String,
+) -> String {
+    match nearest(name, names).first() {
+        Some(near) => format!("did you mean {near}?"),
+        None => otherwise(),
+    }
 }
 
 /// `instance[/group]=new`, as `--into` takes it.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// One instance's settings as the operator wrote them, the engine's own keys taken out.
 #[derive(Clone, Debug)]
@@ -143,7 +144,11 @@ fn properties(schema: &Schema) -> Vec<String> {
         .unwrap_or_default()
 }
 
-fn unknown_keys(schema: &Schema, table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
+pub(crate) fn unknown_keys(
+    schema: &Schema,
+    table: &mut Map<String, Value>,
+    faults: &mut Vec<Fault>,
+) {
     let known = properties(schema);
     let unknown: Vec<_> = table
         .keys()
@@ -170,7 +175,7 @@ pub fn unknown_key<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone) 
     }
 }
 
-fn missing_keys(schema: &Schema, table: &Map<String, Value>, faults: &mut Vec<Fault>) {
+pub(crate) fn missing_keys(schema: &Schema, table: &Map<String, Value>, faults: &mut Vec<Fault>) {
     let required = schema
         .get("required")
         .and_then(Value::as_array)
@@ -187,7 +192,7 @@ fn missing_keys(schema: &Schema, table: &Map<String, Value>, faults: &mut Vec<Fa
 }
 
 /// An empty list where absence means "all" would silently mean "nothing".
-fn empty_lists(table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
+pub(crate) fn empty_lists(table: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
     let empty: Vec<_> = table
         .iter()
         .filter(|(_, value)| value.as_array().is_some_and(Vec::is_empty))
@@ -244,6 +249,16 @@ impl JsonSchema for ByteSize {
 /// A length of time as people write it: `30s`, `36h`, `2d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Span(pub jiff::SignedDuration);
+
+impl Span {
+    /// The length that was asked for, or the usual one.
+    pub fn or(asked: Option<Self>, usual: Duration) -> Duration {
+        // None is negative.
+        asked
+            .and_then(|Self(length)| Duration::try_from(length).ok())
+            .unwrap_or(usual)
+    }
+}
 
 impl std::str::FromStr for Span {
     type Err = String;

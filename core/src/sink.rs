@@ -7,6 +7,7 @@ mod read_only;
 
 use crate::context::Context;
 use crate::error::{Result, unsupported};
+use crate::layout::Layout;
 use crate::name::ArchiveName;
 pub use crate::source::Health;
 use async_trait::async_trait;
@@ -48,6 +49,11 @@ pub trait Sink: Send + Sync {
         _origin: &str,
     ) -> Result<Box<dyn Resumed>> {
         Err(unsupported("this sink keeps no archive that broke off"))
+    }
+
+    /// In which folders new archives lie.
+    fn layout(&self) -> Layout {
+        Layout::Flat
     }
 
     /// Where it lies, when that is a folder of this machine: runs that must be alone there lock it.
@@ -174,6 +180,8 @@ pub struct Abilities {
     pub rename: bool,
     /// Can place an archive under a second name.
     pub place: bool,
+    /// Several places of an archive share their bytes.
+    pub links: bool,
     /// Can tag archives.
     pub tags: bool,
     /// Claims a name atomically.
@@ -214,6 +222,11 @@ impl Seal {
     }
 }
 
+/// The text of a sum file as it stands beside the same archive under another file name.
+pub fn sums_under(text: &str, was: &str, name: &str) -> String {
+    text.replace(&format!("  {was}\n"), &format!("  {name}\n"))
+}
+
 /// What to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -235,7 +248,7 @@ pub enum Care {
 
 /// For how long an archive is wanted, by the longest rule that keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tier {
+pub struct Lifetime {
     /// `hourly`, `daily`, `weekly`, `monthly`, `yearly`.
     pub rule: &'static str,
     /// Days that the rule's periods span.
@@ -248,7 +261,7 @@ pub enum Wanted {
     /// It must not expire by itself.
     Always,
     /// It may expire when this has passed and nobody has pruned since.
-    For(Tier),
+    For(Lifetime),
     /// It is let go; as long as it lies there nothing changes.
     NoMore,
 }

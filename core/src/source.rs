@@ -7,17 +7,19 @@
 pub use crate::archive::format::Stage;
 pub use crate::archive::lane::{Counted, Lane, Output, Reader};
 pub use crate::archive::memory::Reserved;
+pub use crate::archive::piped::Pipe;
 pub use crate::archive::tar::{Kind, Meta};
 use crate::context::Context;
 use crate::error::{Result, unsupported};
 use crate::name::MemberPath;
-pub use crate::restore::input::{Body, BodyStream, Input, Member, Members, UnitCount};
+pub use crate::restore::input::{Body, BodyStream, Counting, Input, Member, Members, UnitCount};
 use crate::selector::Selection;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +34,37 @@ pub trait Source: Send + Sync {
 
     /// Puts members back, stage by stage, and counts what the target acknowledged. May run twice with the same input.
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally>;
+
+    /// What a restore would do to each thing, in lines for people. Asks the target, and changes nothing there. Most sources have no more to say than
+    /// the plan.
+    async fn preview(
+        &self,
+        _cx: &Context,
+        _input: Input,
+        _how: &RestoreOptions,
+    ) -> Result<Preview> {
+        Ok(Preview::default())
+    }
+
+    /// What a backup would take now, and what would be in the way of a restore, in lines for people: `bk check` prints them.
+    async fn outlook(&self, _cx: &Context) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether other sources may live in what this one restores: those may name it in `after`.
+    fn can_hold(&self) -> bool {
+        false
+    }
+
+    /// Lets go what `restore` held back for others (`RestoreOptions::hold`), and what a run that was killed holds still. Says what it did.
+    async fn release(&self, _cx: &Context, _how: &ReleaseOptions) -> Result<Released> {
+        Ok(Released::default())
+    }
+
+    /// Where a standby site remembers, in the target itself, which archive it has; nothing where a source has no such place.
+    fn memory(&self) -> Option<&dyn Memory> {
+        None
+    }
 
     /// Forms of other tools in which members can be written, by name: for `bk extract --as`.
     fn forms(&self) -> &'static [&'static str] {
@@ -49,9 +82,8 @@ pub trait Source: Send + Sync {
         for stage in Stage::ALL {
             let members = input.stage(stage).await?;
             while let Some(member) = members.next().await? {
-                if let Body::Stream(mut stream) = member.body {
-                    while stream.next().await?.is_some() {}
-                }
+                let mut body = member.body;
+                while body.next().await?.is_some() {}
             }
         }
         Ok(Vec::new())
@@ -61,6 +93,28 @@ pub trait Source: Send + Sync {
     fn claim(&self, _what: &Candidate) -> Vec<Claim> {
         Vec::new()
     }
+
+    /// The most bytes, as they stand, that such a thing of this source's can have. A longer one is refused before it is read. Nothing: any.
+    fn most_bytes(&self, _what: &Candidate) -> Option<u64> {
+        None
+    }
+}
+
+/// A place in a target where a standby site remembers what it has.
+#[async_trait]
+pub trait Memory: Send + Sync {
+    /// What was written there last.
+    async fn read(&self, cx: &Context) -> Result<Option<String>>;
+
+    /// Remembers it.
+    async fn write(&self, cx: &Context, text: &str) -> Result<()>;
+
+    /// What becomes another when a group is made anew, by group; nothing for one that is not there.
+    async fn incarnations(
+        &self,
+        cx: &Context,
+        groups: &[String],
+    ) -> Result<BTreeMap<String, String>>;
 }
 
 /// A fixed point in time, to be read.
@@ -185,6 +239,43 @@ pub struct RestoreOptions {
     pub keep_setuid: bool,
     /// Write symbolic links that lead out of their folder.
     pub outward_links: bool,
+    /// Delete and make anew what the target calls unchangeable.
+    pub recreate: bool,
+    /// With `Existing::Replace`: delete objects that the archive does not have, where a source would keep and name them.
+    pub prune_objects: bool,
+    /// Others are restored into what this one brings: its workloads must not run until `Source::release`.
+    pub hold: bool,
+    /// The target is a standby site: nothing in it starts by its own clock.
+    pub standby: bool,
+    /// The target is where the archive came from.
+    pub at_home: bool,
+}
+
+/// What a restore would do.
+#[derive(Clone, Debug, Default)]
+pub struct Preview {
+    /// Thing by thing, for people.
+    pub lines: Vec<String>,
+    /// What it could not do, with the reason.
+    pub failed: Vec<String>,
+}
+
+/// How what is held is let go.
+#[derive(Clone, Debug, Default)]
+pub struct ReleaseOptions {
+    /// What was suspended may make up for what it missed.
+    pub catch_up: bool,
+    /// Only in these groups of the target; nothing: where this run holds anything, or those of the settings.
+    pub groups: Vec<String>,
+}
+
+/// What was let go, and what must stay as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Released {
+    /// Done, for people.
+    pub done: Vec<String>,
+    /// Still held, with the reason.
+    pub held: Vec<String>,
 }
 
 /// In which form of another tool members are written, and where.

@@ -7,14 +7,16 @@ use crate::archive::tar::Meta;
 use crate::error::{Error, Result, conflict};
 use crate::name::{MemberPath, escape};
 use crate::source::Existing;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+use crate::xattr;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,6 +38,8 @@ pub struct TreeOptions {
     pub owners: bool,
     /// Write symbolic links that lead out of the folder. They are never followed.
     pub outward_links: bool,
+    /// The archive knows all attributes: others that are there go.
+    pub exact_attributes: bool,
 }
 
 /// Writes beneath one folder.
@@ -49,8 +53,23 @@ pub struct Tree {
     inodes: HashMap<u64, MemberPath>,
     temporary: u64,
     id: String,
+    /// Attributes that could not be given back: how many, and the first with its reason.
+    not_given: (u64, String),
     /// Beginnings of names that killed restores left behind; removed in each folder that this one enters.
     stale: Vec<String>,
+}
+
+/// Attributes are given in two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    BeforeTheMode,
+    AfterTheMode,
+}
+
+impl When {
+    fn is_for(self, name: &[u8]) -> bool {
+        name.starts_with(b"user.") == (self == Self::BeforeTheMode)
+    }
 }
 
 /// A file on its way.
@@ -81,6 +100,7 @@ impl Tree {
             inodes: HashMap::new(),
             temporary: 0,
             id: id.to_owned(),
+            not_given: (0, String::new()),
             stale: Vec::new(),
         })
     }
@@ -196,16 +216,11 @@ impl Tree {
         done.map(|()| writing.written)
     }
 
-    fn place(&self, writing: &Writing, meta: &Meta) -> Result<()> {
-        let failed = |doing: &str, e| self.failed(doing, &writing.path, e);
-        if self.options.owners {
-            rustix::fs::fchown(&writing.file, Some(owner(meta.uid)), Some(group(meta.gid)))
-                .map_err(|e| failed("give its owner to", e))?;
+    fn place(&mut self, writing: &Writing, meta: &Meta) -> Result<()> {
+        if let Some(real) = meta.sparse {
+            writing.set_len(real)?;
         }
-        rustix::fs::fchmod(&writing.file, self.mode(meta))
-            .map_err(|e| failed("give its mode to", e))?;
-        rustix::fs::futimens(&writing.file, &times(meta))
-            .map_err(|e| failed("give its time to", e))?;
+        self.properties(writing.file.as_fd(), &writing.path, meta)?;
         self.make_room(&writing.folder, &writing.name, &writing.path)?;
         rustix::fs::renameat(
             &*writing.folder,
@@ -213,7 +228,7 @@ impl Tree {
             &*writing.folder,
             &*writing.name,
         )
-        .map_err(|e| failed("name", e))
+        .map_err(|e| self.failed("name", &writing.path, e))
     }
 
     /// What stands where a file, link or folder must go.
@@ -326,14 +341,85 @@ impl Tree {
     /// A folder's owner, mode and time; made where it is missing. Comes after everything inside it.
     pub fn folder_meta(&mut self, path: &MemberPath, meta: &Meta) -> Result<()> {
         let handle = self.folder(path.as_bytes(), path)?;
+        self.properties(handle.as_fd(), path, meta)
+    }
+
+    /// Owner, attributes, mode and time of an open file or folder.
+    fn properties(&mut self, of: BorrowedFd<'_>, path: &MemberPath, meta: &Meta) -> Result<()> {
         if self.options.owners {
-            rustix::fs::fchown(&*handle, Some(owner(meta.uid)), Some(group(meta.gid)))
+            rustix::fs::fchown(of, Some(owner(meta.uid)), Some(group(meta.gid)))
                 .map_err(|e| self.failed("give its owner to", path, e))?;
         }
-        rustix::fs::fchmod(&*handle, self.mode(meta))
+        let there = if self.options.exact_attributes {
+            xattr::read(of).map_err(|e| self.failed("look at", path, e))?
+        } else {
+            Vec::new()
+        };
+        // Attributes of users need the right to write; a change of owner or mode takes capabilities away and changes ACLs.
+        self.attributes((of, path), meta, &there, When::BeforeTheMode)?;
+        rustix::fs::fchmod(of, self.mode(meta))
             .map_err(|e| self.failed("give its mode to", path, e))?;
-        rustix::fs::futimens(&*handle, &times(meta))
-            .map_err(|e| self.failed("give its time to", path, e))
+        self.attributes((of, path), meta, &there, When::AfterTheMode)?;
+        rustix::fs::futimens(of, &times(meta)).map_err(|e| self.failed("give its time to", path, e))
+    }
+
+    /// Makes the attributes those of the member: also without those that the folder's default ACL has given it.
+    fn attributes(
+        &mut self,
+        (of, path): (BorrowedFd<'_>, &MemberPath),
+        meta: &Meta,
+        there: &[(Vec<u8>, Vec<u8>)],
+        when: When,
+    ) -> Result<()> {
+        let is_wanted = |name: &[u8]| {
+            xattr::is_kept(name)
+                && (self.options.keep_setuid || name != xattr::CAPABILITY)
+                && when.is_for(name)
+        };
+        let wanted: Vec<_> = meta.xattrs.iter().filter(|(n, _)| is_wanted(n)).collect();
+        for (name, _) in there {
+            if when.is_for(name) && !wanted.iter().any(|(n, _)| n == name) {
+                let removed = rustix::fs::fremovexattr(of, &**name);
+                self.given(path, name, removed)?;
+            }
+        }
+        for (name, value) in wanted {
+            let given = rustix::fs::fsetxattr(of, &**name, value, XattrFlags::empty());
+            self.given(path, name, given)?;
+        }
+        Ok(())
+    }
+
+    /// What this file system or this account cannot have is left out and counted.
+    fn given(
+        &mut self,
+        path: &MemberPath,
+        name: &[u8],
+        done: rustix::io::Result<()>,
+    ) -> Result<()> {
+        match done {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(error @ (Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS)) => {
+                self.not_given.0 += 1;
+                if self.not_given.1.is_empty() {
+                    let error = std::io::Error::from(error);
+                    self.not_given.1 = format!("`{}` of `{path}`: {error}", escape(name));
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.failed("give its attributes to", path, error)),
+        }
+    }
+
+    /// Attributes that could not be given back, in a line; nothing when all were.
+    pub fn not_given(&self) -> Option<String> {
+        match &self.not_given {
+            (0, _) => None,
+            (1, first) => Some(format!("an attribute was not given back: {first}")),
+            (count, first) => Some(format!(
+                "{count} attributes were not given back, the first {first}"
+            )),
+        }
     }
 
     /// Whether anything stands there, links not followed.
@@ -384,13 +470,29 @@ impl Writing {
     /// The next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|e| {
-            Error::io(
-                "write",
-                Path::new(OsStr::from_bytes(self.path.as_bytes())),
-                e,
-            )
-        })
+        let written = self.file.write_all(bytes);
+        written.map_err(|e| self.failed("write", e))
+    }
+
+    /// Bytes of a file with holes, in the place where they belong.
+    pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all_at(bytes, at);
+        written.map_err(|e| self.failed("write", e))
+    }
+
+    /// Counts bytes of a stored body that are no bytes of the file.
+    pub fn count(&mut self, stored: u64) {
+        self.written += stored;
+    }
+
+    fn set_len(&self, bytes: u64) -> Result<()> {
+        let set = self.file.set_len(bytes);
+        set.map_err(|e| self.failed("write", e))
+    }
+
+    fn failed(&self, doing: &str, error: std::io::Error) -> Error {
+        let path = Path::new(OsStr::from_bytes(self.path.as_bytes()));
+        Error::io(doing, path, error)
     }
 
     /// Leaves nothing.

@@ -1,5 +1,6 @@
-//! Reading an archive to its end: every stored byte, every block decoded, every count compared.
+//! Reading an archive again, as far as is asked: its end, every stored byte, or every block decoded and every count compared.
 
+pub mod dates;
 pub mod foreign;
 
 use crate::archive::read_at::{ReadAt, digest};
@@ -8,10 +9,36 @@ use crate::archive::tail::{Line, Opened};
 use crate::archive::tar;
 use crate::archive::writer::hex;
 use crate::error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How far an archive is read.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Manifest and index, whose counts agree.
+    Listed,
+    /// Every stored byte: SHA-256 of the whole where it is known, else the sum of each block.
+    Hash,
+    /// Every block decoded, every member and byte counted.
+    #[default]
+    Decoded,
+}
+
+impl Level {
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Listed => "listed",
+            Self::Hash => "hash",
+            Self::Decoded => "decoded",
+        }
+    }
+}
 
 /// What a whole archive turned out to be.
 #[derive(Clone, Debug, Serialize)]
@@ -22,11 +49,13 @@ pub struct Verified {
     pub complete: bool,
     /// Stored bytes.
     pub bytes: u64,
-    /// SHA-256 of the stored bytes.
-    pub sha256: String,
+    /// How far it was read.
+    pub level: Level,
+    /// SHA-256 of the stored bytes, when they were all read.
+    pub sha256: Option<String>,
     /// Blocks.
     pub blocks: u64,
-    /// Members that were read.
+    /// Members: those that were read, or those that the index speaks of.
     pub members: u64,
     /// What is amiss but no damage.
     pub warnings: Vec<String>,
@@ -35,20 +64,47 @@ pub struct Verified {
 /// Members and bytes, as counted.
 type Count = (u64, u64);
 
-/// Reads it all. `sums` is the text of its sum file, where there is one.
-pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>) -> Result<Verified> {
+/// Reads it so far. `sums` is the text of its sum file, where there is one.
+pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>, level: Level) -> Result<Verified> {
     let opened = Opened::open(read).await?;
-    let sha256 = hex(&digest::<Sha256>(opened.read()).await?);
     let mut warnings = Vec::new();
-    if let Some(sums) = sums {
-        compare_sums(sums, &sha256, &opened.manifest.id, &mut warnings)?;
+    let mut sha256 = None;
+    let mut is_proven = false;
+    if level > Level::Listed {
+        let sum = hex(&digest::<Sha256>(opened.read()).await?);
+        if let Some(sums) = sums {
+            is_proven = compare_sums(sums, &sum, &opened.manifest.id, &mut warnings)?;
+        }
+        sha256 = Some(sum);
     }
+    let found = match level {
+        Level::Decoded => Some(decode_all(&opened).await?),
+        Level::Hash if !is_proven => {
+            WholeFile::new(&opened).check_stored().await?;
+            None
+        }
+        _ => None,
+    };
+    let members = compare_counts(&opened, found.as_ref()).await?;
+    let manifest = &opened.manifest;
+    Ok(Verified {
+        id: manifest.id.clone(),
+        complete: manifest.complete,
+        bytes: opened.stored_bytes(),
+        level,
+        sha256,
+        blocks: manifest.blocks.into(),
+        members,
+        warnings,
+    })
+}
+
+/// What is in it, instance by instance, as counted.
+async fn decode_all(opened: &Opened) -> Result<BTreeMap<String, Count>> {
     let mut found: BTreeMap<String, Count> = BTreeMap::new();
-    let mut blocks = 0;
     let mut cutter = Cutter::default();
-    WholeFile::new(&opened)
+    WholeFile::new(opened)
         .check(|line, raw| {
-            blocks += 1;
             let count = cutter.members(raw)?;
             if let Some(instance) = &line.instance {
                 let sum = found.entry(instance.clone()).or_default();
@@ -58,30 +114,19 @@ pub async fn verify(read: Arc<dyn ReadAt>, sums: Option<&str>) -> Result<Verifie
         })
         .await?;
     cutter.finish()?;
-    compare_counts(&opened, &found).await?;
-    let members = found.values().map(|count| count.0).sum();
-    let manifest = &opened.manifest;
-    Ok(Verified {
-        id: manifest.id.clone(),
-        complete: manifest.complete,
-        bytes: opened.stored_bytes(),
-        sha256,
-        blocks,
-        members,
-        warnings,
-    })
+    Ok(found)
 }
 
-/// A sum file counts only for the archive with its id; any other is reported, never called corruption.
-fn compare_sums(sums: &str, sha256: &str, id: &str, warnings: &mut Vec<String>) -> Result<()> {
+/// Whether it proves the archive. A sum file counts only for the archive with its id; any other is reported, never called corruption.
+fn compare_sums(sums: &str, sha256: &str, id: &str, warnings: &mut Vec<String>) -> Result<bool> {
     match sum_in(sums, id) {
         None => {
             warnings.push(
                 "the sum file beside the archive belongs to another one and was ignored".into(),
             );
-            Ok(())
+            Ok(false)
         }
-        Some(sum) if sum == sha256 => Ok(()),
+        Some(sum) if sum == sha256 => Ok(true),
         Some(_) => Err(Error::corrupt(
             "the SHA-256 of the file is not that of its sum file",
         )),
@@ -105,8 +150,8 @@ pub fn sum_in<'a>(sums: &'a str, id: &str) -> Option<&'a str> {
     )
 }
 
-/// What the units' lines say, added up, is what the instances say, and what was found.
-async fn compare_counts(opened: &Opened, found: &BTreeMap<String, Count>) -> Result<()> {
+/// What the units' lines say, added up, is what the instances say, and what was found where it was counted. Returns the members.
+async fn compare_counts(opened: &Opened, found: Option<&BTreeMap<String, Count>>) -> Result<u64> {
     let mut said: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
     let mut lines = opened.lines().await?;
     while let Some(batch) = lines.next_piece().await? {
@@ -117,10 +162,15 @@ async fn compare_counts(opened: &Opened, found: &BTreeMap<String, Count>) -> Res
             }
         }
     }
+    let mut all = 0;
     for instance in &opened.manifest.instances {
         let (members, bytes, rows) = said.remove(&instance.name).unwrap_or_default();
         let totals = &instance.totals;
-        let found = found.get(&instance.name).copied().unwrap_or_default();
+        let counted = (members, bytes);
+        let found = found.map_or(counted, |found| {
+            found.get(&instance.name).copied().unwrap_or_default()
+        });
+        all += members;
         if (members, bytes, rows) != (totals.members, totals.bytes, totals.rows)
             || found != (members, bytes)
         {
@@ -131,7 +181,7 @@ async fn compare_counts(opened: &Opened, found: &BTreeMap<String, Count>) -> Res
         }
     }
     match said.keys().next() {
-        None => Ok(()),
+        None => Ok(all),
         Some(name) => Err(Error::corrupt(format!(
             "the index speaks of `{name}`, which the manifest does not know"
         ))),

@@ -5,14 +5,14 @@
 
 use async_trait::async_trait;
 use bk_core::context::Context;
-use bk_core::error::{Error, ErrorKind, Result, bug};
-use bk_core::layout::{self, Layout, file_name};
+use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
+use bk_core::layout::{self, Layout, file_name, folders_above};
 use bk_core::name::{ArchiveName, compact, hash64};
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
 use bk_core::sink::{
     Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Resumed, Seal, Sink, SizeHint,
-    Stored, Upload, Was, looks_like_an_archive,
+    Stored, Upload, Was, looks_like_an_archive, sums_under,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -23,7 +23,6 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -47,7 +46,8 @@ const CLAIM_TRIES: u32 = 5;
 pub struct LocalSettings {
     /// The folder; made where it is missing. Relative to the settings file.
     pub path: PathBuf,
-    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. What lies there already is listed in both.
+    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. `tiers`: in `daily/20260822/`, and the first of
+    /// each week, month and year in `weekly/2026-week34/`, `monthly/2026-08/` and `yearly/2026/` too. What lies there already is listed in all.
     #[serde(default)]
     pub layout: Layout,
 }
@@ -165,15 +165,24 @@ impl Local {
         Err(bug(format!("`{}` goes again and again", target.display())))
     }
 
-    /// Syncs the folder that an archive lies in, and the one above where that may be new.
-    fn sync_around(&self, archive: &Path) -> Result<()> {
-        let folder = archive.parent().unwrap_or(&self.folder);
-        sync_folder(folder)?;
-        if folder == self.folder {
-            Ok(())
-        } else {
-            sync_folder(&self.folder)
+    /// Syncs the folder that an archive lies in, and those above, which may be new.
+    fn sync_around(&self, name: &str) -> Result<()> {
+        for folder in folders_above(name) {
+            sync_folder(&self.folder.join(folder))?;
         }
+        sync_folder(&self.folder)
+    }
+
+    /// Removes the folders above an archive that was the last in them. Others may lie there, or just come.
+    fn remove_empty_above(&self, name: &str) -> Result<()> {
+        for folder in folders_above(name) {
+            let folder = self.folder.join(folder);
+            if std::fs::remove_dir(&folder).is_err() {
+                return Ok(());
+            }
+            sync_folder(folder.parent().unwrap_or(&self.folder))?;
+        }
+        Ok(())
     }
 
     /// What looks like an archive in this folder, or in one beneath.
@@ -182,19 +191,19 @@ impl Local {
             let Ok(file) = entry.file_name().into_string() else {
                 continue;
             };
-            if folder.is_empty() && layout::is_folder(&file) && entry.path().is_dir() {
-                self.list_in(&file, prefix, found)?;
-                continue;
-            }
-            if !file.starts_with(prefix) || !looks_like_an_archive(&file) || !entry.path().is_file()
-            {
-                continue;
-            }
+            let fits = file.starts_with(prefix) && looks_like_an_archive(&file);
             let name = if folder.is_empty() {
                 file
             } else {
                 format!("{folder}/{file}")
             };
+            if layout::is_folder(&name) && entry.path().is_dir() {
+                self.list_in(&name, prefix, found)?;
+                continue;
+            }
+            if !fits || !entry.path().is_file() {
+                continue;
+            }
             match self.stored(&name) {
                 Ok(stored) => found.push(stored),
                 // Deleted by another run since the folder was read.
@@ -271,6 +280,45 @@ impl Local {
             &format!("{PART_PREFIX}{site}.{}", compact(name.start)),
         )?;
         Ok(LocalUpload::of(self.clone(), part))
+    }
+
+    /// A hard link; the sums go along with the new name in them.
+    fn place_now(&self, site: &str, which: &Stored, to: &ArchiveName) -> Result<Stored> {
+        let from = self.path_of(&which.name)?;
+        let sums = std::fs::read_to_string(self.path_of(&format!("{}.sha256", which.name))?).ok();
+        for candidate in to.candidates(true) {
+            let name = self.layout.path(to, &candidate);
+            let target = self.path_of(&name)?;
+            if target.symlink_metadata().is_ok() {
+                continue;
+            }
+            make_folder(target.parent().unwrap_or(&self.folder))?;
+            let was = file_name(&which.name);
+            let text = sums.as_ref();
+            let text = text.map(|text| sums_under(text, was, &candidate));
+            let sums = text.map(|text| write_sums(&self.folder, site, &text));
+            let sums = sums.transpose()?;
+            match rustix::fs::linkat(CWD, &from, CWD, &target, AtFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::MLINK | Errno::XDEV) => {
+                    self.remove_empty_above(&name)?;
+                    return Err(unsupported(format!(
+                        "`{}` takes no second name for `{}`",
+                        self.folder.display(),
+                        which.name
+                    )));
+                }
+                Err(error) => return Err(Error::io("link", &from, error.into())),
+            }
+            if let Some(sums) = sums {
+                let path = self.path_of(&format!("{name}.sha256"))?;
+                std::fs::rename(&sums.path, &path).map_err(|e| Error::io("name", &path, e))?;
+            }
+            self.sync_around(&name)?;
+            return self.stored(&name);
+        }
+        Err(bug("candidates for a name never end"))
     }
 
     fn resume_now(&self, site: &str, hint: SizeHint, origin: &str) -> Result<LocalUpload> {
@@ -435,12 +483,9 @@ impl LocalUpload {
     }
 
     fn go_on_now(&mut self, bytes: u64) -> Result<()> {
-        use std::io::{Seek, SeekFrom};
         let part = self.part()?;
-        let mut file = &part.file;
-        file.set_len(bytes)
-            .and_then(|()| file.seek(SeekFrom::Start(bytes)))
-            .map_err(|e| Error::io("write to", &part.path, e))?;
+        let cut = part.file.set_len(bytes);
+        cut.map_err(|e| Error::io("write to", &part.path, e))?;
         (self.written, self.looked) = (bytes, bytes);
         Ok(())
     }
@@ -454,9 +499,8 @@ impl LocalUpload {
                 return Err(no_space(&self.local.folder, free));
             }
         }
-        let mut file = &self.part()?.file;
-        file.write_all(chunk)
-            .map_err(|e| Error::io("write to", &self.local.folder, e))?;
+        let written = self.part()?.file.write_all_at(chunk, self.written);
+        written.map_err(|e| Error::io("write to", &self.local.folder, e))?;
         self.written += chunk.len() as u64;
         Ok(())
     }
@@ -489,7 +533,7 @@ impl LocalUpload {
             std::fs::rename(&sums.path, &sums_path)
                 .map_err(|e| Error::io("name", &sums_path, e))?;
             local.step(Step::SyncFolder)?;
-            local.sync_around(&target)?;
+            local.sync_around(&path)?;
             return local.stored(&path);
         }
         Err(bug("candidates for a name never end"))
@@ -497,9 +541,9 @@ impl LocalUpload {
 }
 
 fn write_sums(folder: &Path, site: &str, text: &str) -> Result<Part> {
-    let mut part = Part::create(folder, &format!("{PART_PREFIX}{site}.sums"))?;
+    let part = Part::create(folder, &format!("{PART_PREFIX}{site}.sums"))?;
     part.file
-        .write_all(text.as_bytes())
+        .write_all_at(text.as_bytes(), 0)
         .and_then(|()| part.file.sync_all())
         .map_err(|e| Error::io("write", &part.path, e))?;
     Ok(part)
@@ -591,6 +635,7 @@ impl Sink for Local {
             ranges: true,
             rename: true,
             place: true,
+            links: true,
             exclusive_create: true,
             ..Abilities::default()
         }
@@ -644,6 +689,10 @@ impl Sink for Local {
         let (this, site, origin) = (self.clone(), cx.site.clone(), origin.to_owned());
         let upload = blocking(move || this.resume_now(&site, hint, &origin)).await?;
         Ok(Box::new(upload))
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
     }
 
     fn folder(&self) -> Option<&Path> {
@@ -710,45 +759,16 @@ impl Sink for Local {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::io("remove", &sums, e))
                 }
-                _ => this.sync_around(&path),
+                _ => this.sync_around(&which.name),
             }?;
-            match path.parent().filter(|folder| *folder != this.folder) {
-                // Others may lie in the day's folder, or just come.
-                Some(folder) if std::fs::remove_dir(folder).is_ok() => sync_folder(&this.folder),
-                _ => Ok(()),
-            }
+            this.remove_empty_above(&which.name)
         })
         .await
     }
 
     async fn place(&self, cx: &Context, which: &Stored, to: &ArchiveName) -> Result<Stored> {
         let (this, which, to, site) = (self.clone(), which.clone(), to.clone(), cx.site.clone());
-        blocking(move || {
-            let from = this.path_of(&which.name)?;
-            let sums =
-                std::fs::read_to_string(this.path_of(&format!("{}.sha256", which.name))?).ok();
-            for candidate in to.candidates(true) {
-                let name = this.layout.path(&to, &candidate);
-                let target = this.path_of(&name)?;
-                make_folder(target.parent().unwrap_or(&this.folder))?;
-                match rustix::fs::linkat(CWD, &from, CWD, &target, AtFlags::empty()) {
-                    Ok(()) => {}
-                    Err(Errno::EXIST) => continue,
-                    Err(error) => return Err(Error::io("link", &from, error.into())),
-                }
-                if let Some(text) = &sums {
-                    let line = format!("  {}\n", file_name(&which.name));
-                    let text = text.replace(&line, &format!("  {candidate}\n"));
-                    let part = write_sums(&this.folder, &site, &text)?;
-                    let path = this.path_of(&format!("{name}.sha256"))?;
-                    std::fs::rename(&part.path, &path).map_err(|e| Error::io("name", &path, e))?;
-                }
-                this.sync_around(&target)?;
-                return this.stored(&name);
-            }
-            Err(bug("candidates for a name never end"))
-        })
-        .await
+        blocking(move || this.place_now(&site, &which, &to)).await
     }
 
     async fn note(&self, _cx: &Context, name: &NoteName) -> Result<Option<Note>> {
@@ -880,9 +900,9 @@ fn set_note(path: &Path, body: &[u8], was: &Was) -> Result<()> {
             format!("the note `{}` was changed by another run", path.display()),
         ));
     }
-    let mut part = Part::create(folder, ".note")?;
+    let part = Part::create(folder, ".note")?;
     part.file
-        .write_all(body)
+        .write_all_at(body, 0)
         .and_then(|()| part.file.sync_all())
         .map_err(|e| Error::io("write", &part.path, e))?;
     std::fs::rename(&part.path, path).map_err(|e| Error::io("name", path, e))?;

@@ -22,12 +22,13 @@ use async_trait::async_trait;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, settings, unsupported};
+use bk_core::layout::{self, Layout, folders_above};
 use bk_core::name::ArchiveName;
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
 use bk_core::sink::{
     Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Origin, Outlook, Seal, Sink,
-    SizeHint, Stored, Upload, Wanted, Was,
+    SizeHint, Stored, Upload, Wanted, Was, sums_under,
 };
 use bytes::Bytes;
 use checksum::Proof;
@@ -171,7 +172,7 @@ async fn publish(multipart: &mut Multipart, name: &str, seal: &Seal) -> Result<S
         lock(&cx, &store, &key, &published).await?;
     }
     let sums_key = format!("{}.sha256", store.key(&name));
-    let file_name = name.rsplit('/').next().unwrap_or(&name);
+    let file_name = layout::file_name(&name);
     if let Err(fault) = store
         .put_small(&cx, &sums_key, seal.sum_file(file_name).into(), None)
         .await
@@ -244,9 +245,10 @@ async fn clean_uploads(cx: &Context, store: &Store) -> Result<()> {
         let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else {
             continue;
         };
-        // Only what is named as an archive of ours and lies right in our folder: the bucket may be shared.
+        // Only what is named as an archive of ours and lies in a folder of ours: the bucket may be shared.
         let ours = key.strip_prefix(&store.prefix).is_some_and(|name| {
-            !name.contains('/') && ArchiveName::parse(name, cx.clock.now(), "").is_some()
+            folders_above(name).all(layout::is_folder)
+                && ArchiveName::parse(name, cx.clock.now(), "").is_some()
         });
         if !ours || store::timestamp(upload.initiated()) > long_ago {
             continue;
@@ -280,13 +282,14 @@ async fn clean_uploads(cx: &Context, store: &Store) -> Result<()> {
 
 /// The key's name, fixed before the first byte.
 async fn choose_name(cx: &Context, store: &Store, name: &ArchiveName) -> Result<String> {
-    let plain = name.plain();
+    let path = |file: String| store.settings.layout.path(name, &file);
+    let plain = path(name.plain());
     if store.versioning(cx).await? == Versioning::Enabled {
         return Ok(plain);
     }
     // The day's plain name belongs to the run that wins a note of it. Without conditions nobody can win.
     if !store.learned(cx).await?.conditions {
-        return Ok(name.unique());
+        return Ok(path(name.unique()));
     }
     let claim = format!("{}.bk/{}/names/{plain}", store.prefix, store.site);
     let won = store
@@ -302,10 +305,10 @@ async fn choose_name(cx: &Context, store: &Store, name: &ArchiveName) -> Result<
         Err(fault) => return Err(fault.while_trying(&format!("write `{claim}`"))),
     };
     if !won {
-        return Ok(name.unique());
+        return Ok(path(name.unique()));
     }
     match store.head(cx, &store.key(&plain), None).await {
-        Ok(_) => Ok(name.unique()),
+        Ok(_) => Ok(path(name.unique())),
         Err(fault) if fault.is_not_found() => Ok(plain),
         Err(fault) => Err(fault.while_trying(&format!("look at `{plain}`"))),
     }
@@ -322,6 +325,7 @@ impl Sink for S3 {
             ranges: true,
             rename: false,
             place: true,
+            links: false,
             tags: true,
             exclusive_create: true,
             proof: learned.is_some_and(|l| match l.proof {
@@ -330,6 +334,10 @@ impl Sink for S3 {
                 Proof::None => false,
             }),
         }
+    }
+
+    fn layout(&self) -> Layout {
+        self.settings.layout
     }
 
     async fn check(&self, cx: &Context) -> Result<Health> {
@@ -588,7 +596,7 @@ impl Store {
 
     /// The sum file goes along, with the new name in it. Without it the archive is whole too.
     async fn copy_sums(&self, cx: &Context, from: &Origin, id: &str, name: &str, target: &str) {
-        let old = from.key.rsplit('/').next().unwrap_or(&from.key);
+        let old = layout::file_name(&from.key);
         let beside = format!("{}.sha256", from.key);
         let Ok(Some((sums, _))) = self.small_in(cx, &from.bucket, &beside).await else {
             return;
@@ -598,7 +606,7 @@ impl Store {
         if bk_core::verify::sum_in(&sums, id).is_none() {
             return;
         }
-        let text = sums.replace(&format!("  {old}\n"), &format!("  {name}\n"));
+        let text = sums_under(&sums, old, layout::file_name(name));
         let key = format!("{target}.sha256");
         if let Err(fault) = self.put_small(cx, &key, text.into(), None).await {
             tracing::warn!(key, fault = %fault.words(), "the sums beside the copy were not written");

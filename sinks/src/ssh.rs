@@ -7,6 +7,7 @@ mod known_hosts;
 mod login;
 mod sftp;
 mod upload;
+mod watched;
 
 use crate::ssh::sftp::{Done, OpenFile, Sftp, there};
 use crate::ssh::upload::SshUpload;
@@ -14,14 +15,14 @@ use async_trait::async_trait;
 use bk_core::archive::writer::hex;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug, unsupported};
-use bk_core::layout::{self, Layout, file_name};
+use bk_core::layout::{self, Layout, file_name, folders_above};
 use bk_core::name::{ArchiveName, compact};
 use bk_core::plugin::Plugin;
 use bk_core::secret::Secret;
 use bk_core::settings::Settings;
 use bk_core::sink::{
     Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Sink, SizeHint, Stored,
-    Upload, Was, looks_like_an_archive,
+    Upload, Was, looks_like_an_archive, sums_under,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -112,7 +113,8 @@ pub struct SshSettings {
     pub jump: Option<HostSettings>,
     /// The folder, which must be there; relative to where the account comes in.
     pub path: String,
-    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. What lies there already is listed in both.
+    /// `flat`: all archives in that folder. `dates`: each in a folder of its day, `2026-08-22/`. `tiers`: in `daily/20260822/`, and the first of
+    /// each week, month and year in `weekly/2026-week34/`, `monthly/2026-08/` and `yearly/2026/` too. What lies there already is listed in all.
     #[serde(default)]
     pub layout: Layout,
 }
@@ -227,10 +229,12 @@ impl Ssh {
 
     /// A file of an archive beneath the folder, whose own folder is made.
     async fn name_for(&self, sftp: &Sftp, name: &ArchiveName, file: &str) -> Result<String> {
-        if let Some(folder) = self.place.layout.folder(name) {
-            sftp.make_folder(&self.path_of(&folder)?).await?;
+        let path = self.place.layout.path(name, file);
+        let mut above: Vec<&str> = folders_above(&path).collect();
+        while let Some(folder) = above.pop() {
+            sftp.make_folder(&self.path_of(folder)?).await?;
         }
-        Ok(self.place.layout.path(name, file))
+        Ok(path)
     }
 
     /// A name that nobody else has.
@@ -352,6 +356,25 @@ fn stored(name: &str, meta: &sftp::Meta) -> Stored {
     }
 }
 
+/// Archives among the entries of a folder go to `found`; folders that a layout makes are what comes back.
+fn sort_out(
+    filter: &Filter,
+    folder: &str,
+    entries: Vec<(String, sftp::Meta)>,
+    found: &mut Vec<Stored>,
+) -> Vec<String> {
+    let mut folders = Vec::new();
+    for (file, meta) in entries {
+        let name = format!("{folder}{file}");
+        if meta.is_folder && layout::is_folder(&name) {
+            folders.push(name);
+        } else if meta.is_file && file.starts_with(&filter.prefix) && looks_like_an_archive(&file) {
+            found.push(stored(&name, &meta));
+        }
+    }
+    folders
+}
+
 #[async_trait]
 impl Sink for Ssh {
     fn abilities(&self) -> Abilities {
@@ -359,9 +382,14 @@ impl Sink for Ssh {
             ranges: true,
             rename: true,
             place: true,
+            links: true,
             exclusive_create: true,
             ..Abilities::default()
         }
+    }
+
+    fn layout(&self) -> Layout {
+        self.place.layout
     }
 
     async fn check(&self, cx: &Context) -> Result<Health> {
@@ -418,33 +446,25 @@ impl Sink for Ssh {
             Err(failure) if failure.is_absence() => return Err(missing_folder(&failure.error)),
             Err(failure) => return Err(failure.error),
         };
-        let wanted = |name: &str| name.starts_with(&filter.prefix) && looks_like_an_archive(name);
-        let in_folder = |folder: &str, entries: &[(String, sftp::Meta)]| {
-            entries
-                .iter()
-                .filter(|(file, meta)| meta.is_file && wanted(file))
-                .map(|(file, meta)| stored(&format!("{folder}{file}"), meta))
-                .collect::<Vec<_>>()
-        };
-        let mut found = in_folder("", &entries);
-        let days = entries
-            .into_iter()
-            .filter(|(name, meta)| meta.is_folder && layout::is_folder(name));
-        let days: Vec<String> = days.map(|(name, _)| name).collect();
-        let mut listed = futures::stream::iter(days)
-            .map(|day| {
-                let sftp = sftp.clone();
-                async move {
-                    let path = self.path_of(&day)?;
-                    // One that went meanwhile had nothing in it.
-                    let entries = there(sftp.entries(&path).await)?.unwrap_or_default();
-                    Ok::<_, Error>((format!("{day}/"), entries))
-                }
-            })
-            .buffer_unordered(FOLDERS_AT_ONCE);
-        while let Some(next) = listed.next().await {
-            let (folder, entries) = next?;
-            found.extend(in_folder(&folder, &entries));
+        let mut found = Vec::new();
+        let mut folders = sort_out(filter, "", entries, &mut found);
+        // Folders lie in folders at most once more.
+        while !folders.is_empty() {
+            let mut listed = futures::stream::iter(std::mem::take(&mut folders))
+                .map(|folder| {
+                    let sftp = sftp.clone();
+                    async move {
+                        let path = self.path_of(&folder)?;
+                        // One that went meanwhile had nothing in it.
+                        let entries = there(sftp.entries(&path).await)?.unwrap_or_default();
+                        Ok::<_, Error>((format!("{folder}/"), entries))
+                    }
+                })
+                .buffer_unordered(FOLDERS_AT_ONCE);
+            while let Some(next) = listed.next().await {
+                let (folder, entries) = next?;
+                folders.extend(sort_out(filter, &folder, entries, &mut found));
+            }
         }
         Ok(found)
     }
@@ -494,9 +514,11 @@ impl Sink for Ssh {
         sftp.remove(&self.path_of(&which.name)?).await?;
         let sums = self.path_of(&format!("{}.sha256", which.name))?;
         sftp.remove_if_there(&sums).await?;
-        if let Some((day, _)) = which.name.split_once('/') {
+        for folder in folders_above(&which.name) {
             // Others may lie in it; then it stays.
-            drop(sftp.remove_folder(&self.path_of(day)?).await);
+            if sftp.remove_folder(&self.path_of(folder)?).await.is_err() {
+                break;
+            }
         }
         Ok(())
     }
@@ -511,10 +533,18 @@ impl Sink for Ssh {
             if self.is_there(&sftp, &name).await? {
                 continue;
             }
-            sftp.link(&from, &path).await?;
+            if let Err(failure) = sftp.link(&from, &path).await {
+                // A disk there may have no links: what did not come about is sent instead.
+                return match failure.code {
+                    Some(_) if !self.is_there(&sftp, &name).await? => {
+                        Err(unsupported(failure.error.what))
+                    }
+                    Some(_) => continue,
+                    None => Err(failure.error),
+                };
+            }
             if let Some(text) = &sums {
-                let line = format!("  {}\n", file_name(&which.name));
-                let text = text.replace(&line, &format!("  {candidate}\n"));
+                let text = sums_under(text, file_name(&which.name), &candidate);
                 let temporary = self.temporary(cx, "sums")?;
                 sftp.write_small(&temporary, text.as_bytes()).await?;
                 let path = self.path_of(&format!("{name}.sha256"))?;

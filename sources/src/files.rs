@@ -1,4 +1,5 @@
-//! Any folder: files, folders, hard and symbolic links, with modes, owners and times to the nanosecond.
+//! Any folder: files with their holes, folders, hard and symbolic links, with modes, owners, times to the nanosecond, extended attributes, ACLs
+//! and capabilities.
 //!
 //! A top-level folder is a group, a second-level folder a unit; loose files are the unit `.`. Data holds files up to 16 MiB, Large the
 //! others, Finish the folders themselves and the symbolic links, innermost first: so a restore (and a plain `tar x`) gives folders their
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Layout of the members; the restore of every older one stays.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Settings of the source `files`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -43,7 +44,7 @@ pub struct FilesSettings {
 pub fn plugin() -> Plugin<dyn Source> {
     Plugin {
         name: "files".into(),
-        about: "any folder: files, links, modes, owners, times".into(),
+        about: "any folder: files, links, modes, owners, times, attributes, ACLs, holes".into(),
         schema: Arc::new(|| schemars::schema_for!(FilesSettings)),
         build: Arc::new(|settings: Settings| {
             Ok(Arc::new(Files::new(&settings, settings.parse()?)?))

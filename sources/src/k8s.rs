@@ -7,10 +7,14 @@ mod backup;
 mod closure;
 mod connection;
 mod discovery;
+mod holding;
 mod mark;
 mod object;
+mod outlook;
+pub mod render;
 mod restore;
 mod skip;
+mod standby;
 mod tiers;
 
 use crate::k8s::connection::Api;
@@ -20,12 +24,16 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::plugin::Plugin;
 use bk_core::settings::Settings;
-use bk_core::source::{Health, Input, RestoreOptions, Snapshot, SnapshotOptions, Source, Tally};
+use bk_core::source::{
+    Health, Input, Memory, Preview, ReleaseOptions, Released, RestoreOptions, Snapshot,
+    SnapshotOptions, Source, Tally,
+};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Layout of the members; the restore of every older one stays.
 pub const LAYOUT: u32 = 1;
@@ -64,6 +72,50 @@ pub struct K8sSettings {
     /// Requests in a second, on average.
     #[serde(default = "default_requests")]
     pub requests_per_second: u16,
+    /// Workloads without replicas while sources with `after` are restored, as globs over `NAMESPACE/Deployment/NAME`; `CronJobs` are suspended in any case.
+    #[serde(default)]
+    pub hold: Option<Vec<String>>,
+    /// Workloads that are restarted after such a restore, as globs over the same.
+    #[serde(default)]
+    pub restart: Option<Vec<String>>,
+    /// Hold also a `StatefulSet` whose claims, and so its data, are deleted when it has no replicas.
+    #[serde(default)]
+    pub hold_even_if_claims_go: bool,
+    /// Storage classes that have another name where it is restored.
+    #[serde(default)]
+    pub storage_classes: BTreeMap<String, String>,
+    /// Beginnings of images that are others where it is restored: `"registry.example.org/" = "mirror.example.net/"`.
+    #[serde(default)]
+    pub images: BTreeMap<String, String>,
+    /// Which instance holds the data of a claim: `"shop/mysql" = "mysql"`. Of others it is said that their data is in no archive.
+    #[serde(default)]
+    pub data: BTreeMap<String, String>,
+    /// Patience, in seconds, with workloads after a restore, before those that are not ready are named; 0 for none.
+    #[serde(default = "default_ready")]
+    pub ready_seconds: u32,
+}
+
+impl K8sSettings {
+    fn to_reach(kubeconfig: Option<PathBuf>, context: Option<String>) -> Self {
+        Self {
+            kubeconfig,
+            context,
+            namespaces: None,
+            kinds: None,
+            selector: None,
+            exclude: None,
+            secrets: Secrets::Omit,
+            cluster: Cluster::None,
+            requests_per_second: default_requests(),
+            hold: None,
+            restart: None,
+            hold_even_if_claims_go: false,
+            storage_classes: BTreeMap::new(),
+            images: BTreeMap::new(),
+            data: BTreeMap::new(),
+            ready_seconds: 0,
+        }
+    }
 }
 
 /// What becomes of Secrets.
@@ -76,6 +128,16 @@ pub enum Secrets {
     Redact,
     /// None.
     Omit,
+}
+
+impl Secrets {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Include => "with their values, readable in the archive",
+            Self::Redact => "without their values, and not restored",
+            Self::Omit => "none",
+        }
+    }
 }
 
 /// Which objects of no namespace are taken.
@@ -95,6 +157,10 @@ fn default_requests() -> u16 {
     100
 }
 
+fn default_ready() -> u32 {
+    60
+}
+
 /// The plugin.
 pub fn plugin() -> Plugin<dyn Source> {
     Plugin {
@@ -106,10 +172,54 @@ pub fn plugin() -> Plugin<dyn Source> {
     }
 }
 
+/// In a pod: where a standby site remembers what it has, whatever its sources are.
+pub fn memory_of_pod() -> Option<K8s> {
+    std::env::var_os("KUBERNETES_SERVICE_HOST")?;
+    Some(K8s {
+        settings: K8sSettings::to_reach(None, None),
+        wanted: Wanted {
+            namespaces: None,
+            kinds: None,
+            groups: None,
+            exclude: GlobSet::empty(),
+        },
+        hold: GlobSet::empty(),
+        restart: GlobSet::empty(),
+        held: Mutex::default(),
+    })
+}
+
+/// Makes an object in the cluster that a kubeconfig names, or the pod that this runs in.
+pub async fn create(
+    cx: &Context,
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    object: &serde_json::Value,
+) -> Result<()> {
+    let settings = K8sSettings::to_reach(kubeconfig, context);
+    let api = Api::connect(cx, &settings).await?;
+    let word = |key| object::text(object, &[key]).unwrap_or_default();
+    let kinds = Kinds::discover(&api).await?;
+    let kind = kinds.of(word("apiVersion"), word("kind")).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("the server has no {}", word("kind")),
+        )
+    })?;
+    let path = kind.path(object::text(object, &["metadata", "namespace"]));
+    let made = api.send(&http::Method::POST, &path, Some(object)).await?;
+    let doing = format!("making {} `{}`", word("kind"), object::name(object));
+    made.good(&doing).map(drop)
+}
+
 /// The source.
 pub struct K8s {
     pub(crate) settings: K8sSettings,
     pub(crate) wanted: Wanted,
+    hold: GlobSet,
+    restart: GlobSet,
+    /// Namespaces in which this run holds workloads.
+    held: Mutex<BTreeSet<String>>,
 }
 
 /// What the settings select.
@@ -117,6 +227,8 @@ pub struct K8s {
 pub(crate) struct Wanted {
     namespaces: Option<GlobSet>,
     kinds: Option<GlobSet>,
+    /// Groups of kinds that are named with their group.
+    groups: Option<GlobSet>,
     exclude: GlobSet,
 }
 
@@ -134,6 +246,21 @@ impl Wanted {
         self.kinds
             .as_ref()
             .is_none_or(|kinds| kinds.is_match(&kind.kind) || kinds.is_match(kind.full_name()))
+    }
+
+    /// Whether anything of a group may be taken of which nothing is known, since it does not answer.
+    pub(crate) fn may_take_group(&self, group: &str) -> bool {
+        let any = format!("x.{group}");
+        let is_left_out = self.excludes("x", &format!("{any}/x"));
+        let named = self.kinds.as_ref().is_none_or(|kinds| {
+            // A glob over kinds without a group may fit everything.
+            kinds.is_match(&any) || kinds.is_match("x")
+        });
+        let by_group = self
+            .groups
+            .as_ref()
+            .is_none_or(|groups| groups.is_match(group));
+        !is_left_out && (named || self.kinds.is_some() && self.groups.is_some() && by_group)
     }
 
     /// Whether an object is left out by its name.
@@ -161,11 +288,17 @@ impl K8s {
         let wanted = Wanted {
             namespaces: globs("namespaces", &parsed.namespaces)?,
             kinds: globs("kinds", &parsed.kinds)?,
+            groups: globs("kinds", &groups_of(parsed.kinds.as_deref()))?,
             exclude: globs("exclude", &parsed.exclude)?.unwrap_or_else(GlobSet::empty),
         };
+        let hold = globs("hold", &parsed.hold)?.unwrap_or_else(GlobSet::empty);
+        let restart = globs("restart", &parsed.restart)?.unwrap_or_else(GlobSet::empty);
         Ok(Self {
             settings: parsed,
             wanted,
+            hold,
+            restart,
+            held: Mutex::default(),
         })
     }
 
@@ -205,6 +338,43 @@ impl K8s {
         Ok(found)
     }
 
+    /// Whether the selector fits anything of the namespaces. One that the server does not understand is a setting to mend.
+    pub(crate) async fn selector_fits(
+        &self,
+        api: &Api,
+        namespaces: &[String],
+        kinds: &[&Kind],
+    ) -> Result<bool> {
+        let Some(selector) = &self.settings.selector else {
+            return Ok(true);
+        };
+        let query = format!(
+            "?limit=1&labelSelector={}",
+            crate::percent::encoded(selector)
+        );
+        for kind in kinds.iter().filter(|kind| kind.namespaced) {
+            for namespace in namespaces {
+                let path = format!("{}{query}", kind.path(Some(namespace)));
+                let answer = api.ask(&path).await?;
+                match answer.status {
+                    200 if object::items(&answer.body).next().is_some() => return Ok(true),
+                    400 => return Err(answer.refusal("`selector` is not understood")),
+                    _ => {}
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn selector_fits_nothing(&self) -> Error {
+        let selector = self.settings.selector.as_deref().unwrap_or_default();
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the selector `{selector}` matches nothing"),
+        )
+        .hint("kubectl get all -l SELECTOR shows what it matches; mend `selector`")
+    }
+
     /// Kinds that are taken. One that is named and not served is an error.
     pub(crate) fn kinds<'k>(&self, all: &'k Kinds) -> Result<Vec<&'k Kind>> {
         let taken: Vec<&Kind> = all
@@ -228,6 +398,12 @@ impl K8s {
     }
 }
 
+/// `cert-manager.io` of `Certificate.cert-manager.io`.
+fn groups_of(kinds: Option<&[String]>) -> Option<Vec<String>> {
+    let groups = kinds?.iter().filter_map(|kind| kind.split_once('.'));
+    Some(groups.map(|(_, group)| group.to_owned()).collect())
+}
+
 fn globs(list: &[String]) -> std::result::Result<GlobSet, String> {
     let mut set = GlobSetBuilder::new();
     for text in list {
@@ -243,7 +419,10 @@ impl Source for K8s {
         let server = api.server().await?;
         let kinds = Kinds::discover(&api).await?;
         let taken = self.kinds(&kinds)?;
-        let mut warnings: Vec<String> = kinds.unanswered();
+        let mut warnings: Vec<String> = kinds.unanswered(&self.wanted);
+        if server.identity.is_empty() {
+            warnings.push("the account may not read the namespace kube-system: which cluster this is stays unknown".into());
+        }
         let namespaces = match self.namespaces(&api).await {
             Ok(namespaces) => namespaces,
             // A backup fails by that; a restore makes it again.
@@ -253,6 +432,9 @@ impl Source for K8s {
             }
             Err(error) => return Err(error),
         };
+        if !namespaces.is_empty() && !self.selector_fits(&api, &namespaces, &taken).await? {
+            warnings.push(self.selector_fits_nothing().what);
+        }
         for namespace in &namespaces {
             let missing = api.rights_missing(namespace, &taken).await?;
             if !missing.is_empty() {
@@ -294,5 +476,25 @@ impl Source for K8s {
 
     async fn restore(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Tally> {
         restore::restore(self, cx, input, how).await
+    }
+
+    async fn preview(&self, cx: &Context, input: Input, how: &RestoreOptions) -> Result<Preview> {
+        restore::preview(self, cx, input, how).await
+    }
+
+    async fn outlook(&self, cx: &Context) -> Result<Vec<String>> {
+        outlook::lines(self, cx).await
+    }
+
+    fn can_hold(&self) -> bool {
+        true
+    }
+
+    async fn release(&self, cx: &Context, how: &ReleaseOptions) -> Result<Released> {
+        holding::release(self, cx, how).await
+    }
+
+    fn memory(&self) -> Option<&dyn Memory> {
+        Some(self)
     }
 }

@@ -2,10 +2,16 @@
 
 #[cfg(feature = "caddy")]
 pub mod caddy;
+#[cfg(feature = "command")]
+pub mod command;
 #[cfg(feature = "couchdb")]
 pub mod couchdb;
+#[cfg(feature = "env")]
+pub mod env;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 #[cfg(feature = "mongodb")]

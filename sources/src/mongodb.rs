@@ -266,6 +266,10 @@ impl Source for Mongodb {
     fn claim(&self, what: &Candidate) -> Vec<Claim> {
         restore::foreign::claim(what)
     }
+
+    fn most_bytes(&self, what: &Candidate) -> Option<u64> {
+        restore::foreign::most_bytes(what)
+    }
 }
 
 /// What stops the run or the instance, not a unit.

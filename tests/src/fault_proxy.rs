@@ -42,6 +42,16 @@ pub enum Fault {
     LostAnswer,
     /// 403 with `RequestTimeTooSkewed` and a `Date` an hour away.
     ClockSkew,
+    /// 429 with `Retry-After: 1`, and the server never saw it.
+    TooMany,
+    /// The server did it, and somebody between says 504.
+    LateAnswer,
+    /// 410 of Kubernetes, which goes on inconsistently where the list was.
+    Forgotten,
+    /// 503 with a page of HTML.
+    Html,
+    /// 200 with what is no JSON.
+    Garbage,
 }
 
 impl Fault {
@@ -62,7 +72,7 @@ impl Fault {
 }
 
 /// Which requests are spoilt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum When {
     /// None.
     Never,
@@ -70,6 +80,10 @@ pub enum When {
     Once(u64),
     /// This one and all after it.
     From(u64),
+    /// The first ones for which this is so.
+    First(u64, fn(&str) -> bool),
+    /// All for which this is so.
+    Every(fn(&str) -> bool),
 }
 
 /// A proxy. Ends with its handle.
@@ -89,6 +103,7 @@ struct State {
     fault: Fault,
     when: When,
     count: AtomicU64,
+    matched: AtomicU64,
     log: Mutex<Vec<String>>,
 }
 
@@ -114,6 +129,7 @@ impl Proxy {
             fault,
             when,
             count: AtomicU64::new(0),
+            matched: AtomicU64::new(0),
             log: Mutex::default(),
         });
         let task = tokio::spawn(serve(listener, state.clone()));
@@ -169,6 +185,8 @@ async fn answer(
         When::Never => false,
         When::Once(n) => number == n,
         When::From(n) => number >= n,
+        When::First(n, fits) => fits(&said) && state.matched.fetch_add(1, Ordering::SeqCst) < n,
+        When::Every(fits) => fits(&said),
     };
     let head = request.method() == hyper::Method::HEAD;
     if !spoilt {
@@ -193,6 +211,34 @@ async fn answer(
             forward(&state, request).await?;
             Err(std::io::ErrorKind::ConnectionReset.into())
         }
+        Fault::TooMany => {
+            let mut response = error(429, "TooManyRequests", head, &date(0));
+            let wait = "1".parse().unwrap();
+            response.headers_mut().insert("retry-after", wait);
+            Ok(response)
+        }
+        Fault::LateAnswer => {
+            forward(&state, request).await?;
+            Ok(error(504, "Timeout", head, &date(0)))
+        }
+        Fault::Forgotten => {
+            let token = said.split("continue=").nth(1).unwrap_or_default();
+            let token = token.split('&').next().unwrap_or_default();
+            let token = String::from_utf8_lossy(&bk_core::name::unescape(token)).into_owned();
+            let status = serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410,
+                "metadata": { "continue": token }, "message": "the list's state is forgotten",
+            });
+            let mut response = Response::new(whole(status.to_string().into()));
+            *response.status_mut() = StatusCode::GONE;
+            Ok(response)
+        }
+        Fault::Html => {
+            let mut response = Response::new(whole("<html>busy</html>".into()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            Ok(response)
+        }
+        Fault::Garbage => Ok(Response::new(whole("{\"kind\":".into()))),
         Fault::ShortBody => Ok(forward(&state, request).await?.map(cut)),
         Fault::Slow => Ok(forward(&state, request).await?.map(slow)),
         Fault::WrongEtag => {

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result};
+use bk_core::layout::Layout;
 use bk_core::name::ArchiveName;
 use bk_core::sink::{
     Abilities, ByteStream, Filter, Health, Note, NoteName, NoteSeen, Seal, Sink, SizeHint, Stored,
@@ -121,6 +122,10 @@ impl Upload for FaultyUpload {
 impl Sink for FaultySink {
     fn abilities(&self) -> Abilities {
         self.inner.abilities()
+    }
+
+    fn layout(&self) -> Layout {
+        self.inner.layout()
     }
 
     async fn check(&self, cx: &Context) -> Result<Health> {

@@ -10,14 +10,23 @@ use std::process::{Command, Output, Stdio};
 /// A running one.
 pub struct Kubernetes {
     // Before its folder goes.
-    _script: Script,
+    script: Script,
     folder: tempfile::TempDir,
 }
 
 impl Kubernetes {
     /// Starts an empty one; says loudly when that cannot be done here.
     pub fn start() -> Option<Self> {
-        match Self::started() {
+        Self::start_with(&[])
+    }
+
+    /// The same with a second API on the same etcd that has no cache, at `uncached.conf`.
+    pub fn start_uncached() -> Option<Self> {
+        Self::start_with(&["uncached"])
+    }
+
+    fn start_with(more: &[&str]) -> Option<Self> {
+        match Self::started(more) {
             Ok(cluster) => Some(cluster),
             Err(why) => {
                 crate::skip(&format!("Kubernetes did not start: {why}"));
@@ -26,14 +35,64 @@ impl Kubernetes {
         }
     }
 
-    fn started() -> Result<Self, String> {
+    fn started(more: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
         let at = (folder.path(), free_port());
-        let script = Script::start("kubernetes", at, &[""; 0], &[])?;
-        Ok(Self {
-            folder,
-            _script: script,
-        })
+        let script = Script::start("kubernetes", at, more, &[])?;
+        Ok(Self { folder, script })
+    }
+
+    /// Lets etcd forget all but the newest state.
+    pub fn compact(&self) {
+        let port = &self.script.said;
+        let call = |path: &str, body: &str| {
+            let output = Command::new("curl")
+                .args([
+                    "-sf",
+                    &format!("http://127.0.0.1:{port}/v3/kv/{path}"),
+                    "-d",
+                    body,
+                ])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "etcd {path}");
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+        };
+        let now = call("range", "{\"key\":\"AA==\"}")["header"]["revision"].clone();
+        let body = serde_json::json!({ "revision": now, "physical": true }).to_string();
+        call("compaction", &body);
+    }
+
+    /// A kubeconfig of an account of its own.
+    pub fn config_of(&self, namespace: &str, account: &str) -> String {
+        let token = self.kubectl(&["-n", namespace, "create", "token", account], "");
+        let admin = std::fs::read_to_string(self.kubeconfig()).unwrap();
+        let (head, rest) = admin.split_once("token: \"").unwrap();
+        let (_, tail) = rest.split_once('"').unwrap();
+        format!("{head}token: \"{}\"{tail}", token.trim())
+    }
+
+    /// `kubectl proxy`: the API without encryption, for what must look into requests. Ends with its handle.
+    pub fn plain(&self) -> Plain {
+        Self::plain_of(&self.kubeconfig())
+    }
+
+    /// The same before the API that has no cache.
+    pub fn plain_uncached(&self) -> Plain {
+        Self::plain_of(&self.folder.path().join("uncached.conf"))
+    }
+
+    fn plain_of(kubeconfig: &std::path::Path) -> Plain {
+        let port = free_port();
+        let child = Command::new(binary::cache().join("kubectl/usr/bin/kubectl"))
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["proxy", &format!("--port={port}")])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {}
+        Plain { port, child }
     }
 
     /// The kubeconfig of who may do everything.
@@ -41,12 +100,84 @@ impl Kubernetes {
         self.folder.path().join("admin.conf")
     }
 
-    /// `[source.k8s]` for it, with more lines.
+    /// The one that all tests of a file share, each in namespaces of its own.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: std::sync::OnceLock<Option<Kubernetes>> = std::sync::OnceLock::new();
+        SHARED.get_or_init(Self::start).as_ref()
+    }
+
+    /// `[source.k8s]` for it, with more lines. There are no machines, so that nothing ever becomes ready.
     pub fn source(&self, more: &str) -> String {
+        let patience = if more.contains("ready_seconds") {
+            ""
+        } else {
+            "ready_seconds = 0\n"
+        };
         format!(
-            "[source.k8s]\nkubeconfig = \"{}\"\nsecrets = \"include\"\n{more}\n",
+            "[source.k8s]\nkubeconfig = \"{}\"\nsecrets = \"include\"\n{patience}{more}\n",
             self.kubeconfig().display()
         )
+    }
+
+    /// Settings with it as the only source and a folder as the only sink.
+    pub fn home(&self, more: &str) -> binary::Home {
+        binary::Home::new(&format!(
+            "format = 1\nplugins = [\"k8s\", \"local\"]\n{}[sink.local]\npath = \"out\"\n",
+            self.source(more)
+        ))
+    }
+
+    /// The same for the archives of another.
+    pub fn home_with(&self, archives: &binary::Home, more: &str) -> binary::Home {
+        binary::Home::new(&format!(
+            "format = 1\nplugins = [\"k8s\", \"local\"]\n{}[sink.local]\npath = \"{}\"\n",
+            self.source(more),
+            archives.path("out").display()
+        ))
+    }
+
+    /// A new namespace with these objects, made as `kubectl create` makes them.
+    pub fn namespace(&self, name: &str, objects: &str) {
+        self.kubectl(&["create", "namespace", name], "");
+        if !objects.trim().is_empty() {
+            self.create(name, objects);
+        }
+    }
+
+    /// Objects in a namespace, without what `kubectl apply` remembers.
+    pub fn create(&self, namespace: &str, objects: &str) {
+        // Its account comes first: pods are refused without one.
+        for _ in 0..600 {
+            if self
+                .object(namespace, "serviceaccount", "default")
+                .is_some()
+            {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.kubectl(&["-n", namespace, "create", "-f", "-"], objects);
+    }
+
+    /// Deletes a namespace and waits until it is gone.
+    pub fn delete_namespace(&self, name: &str) {
+        self.kubectl(&["delete", "namespace", name, "--timeout=300s"], "");
+    }
+
+    /// Object and version of everything in a namespace.
+    pub fn versions(&self, namespace: &str, kinds: &str) -> String {
+        let path =
+            "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion} {end}";
+        self.kubectl(&["-n", namespace, "get", kinds, "-o", path], "")
+    }
+
+    /// Waits until something of the cluster is so.
+    #[track_caller]
+    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let began = std::time::Instant::now();
+        while !is_so() {
+            assert!(began.elapsed().as_secs() < 240, "{what}: not within 240 s");
+        }
     }
 
     /// `kubectl`, with these arguments and this on its standard input.
@@ -87,6 +218,7 @@ impl Kubernetes {
     /// An object as JSON, or nothing.
     pub fn object(&self, namespace: &str, kind: &str, name: &str) -> Option<serde_json::Value> {
         let arguments = ["-n", namespace, "get", kind, name, "-o", "json"];
+        let arguments = [&arguments[..], &["--show-managed-fields"]].concat();
         let output = self.run(&arguments, "");
         let text = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
@@ -118,4 +250,26 @@ impl Kubernetes {
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
+}
+
+/// A running `kubectl proxy`.
+pub struct Plain {
+    /// On loopback.
+    pub port: u16,
+    child: std::process::Child,
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        // It is gone already where its test ended it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A kubeconfig for an API without encryption on a port of loopback.
+pub fn plain_config(port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]\nusers: [{{name: c, user: {{}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: c}}}}]\n"
+    )
 }

@@ -92,6 +92,30 @@ impl Sshd {
         }
     }
 
+    /// Looks at what its processes call from now on, and puts faults into it as `strace` is told.
+    pub fn traced(&self, options: &[&str]) -> Traced {
+        let (log, pid) = (self.path("strace.log"), self.pid());
+        drop(std::fs::remove_file(&log));
+        let child = std::process::Command::new("strace")
+            .args(["-f", "-y", "-s", "0", "-o"])
+            .arg(&log)
+            .args(options)
+            .args(["-p", &pid.to_string()])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{pid}/status");
+        let is_traced = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let tracer = status.lines().find(|line| line.starts_with("TracerPid:"));
+            tracer.is_some_and(|line| !line.ends_with("\t0"))
+        };
+        while !is_traced() {
+            std::thread::yield_now();
+        }
+        Traced { child, log }
+    }
+
     /// Its public key.
     pub fn host_key(&self) -> String {
         public(&self.path("hostkey.pub"))
@@ -118,6 +142,23 @@ impl Sshd {
     pub fn sink(&self, path: &str) -> Ssh {
         self.make_folder(path);
         sink(self.table(path)).unwrap()
+    }
+}
+
+/// A server that is looked at.
+pub struct Traced {
+    child: std::process::Child,
+    log: PathBuf,
+}
+
+impl Traced {
+    /// Ends that; what was seen.
+    pub fn log(mut self) -> String {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        // It lets go of the server and ends.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        drop(self.child.wait());
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,7 @@ use bk_core::archive::tail::Opened;
 use bk_core::error::ErrorKind;
 use bk_core::restore::Request;
 use bk_core::source::{Kind, Meta, Stage};
-use bk_core::verify::verify;
+use bk_core::verify::{Level, verify};
 use bk_tests::binary::{Home, tool};
 use bk_tests::engine::Site;
 use bk_tests::fakes::{FakeSource, MemorySink};
@@ -176,7 +176,7 @@ async fn small_archive(salt: u64) -> (Site, FakeSource, Bytes) {
 /// Verify, a full restore and a restore of one group must all refuse these bytes as corrupt.
 async fn all_refuse(site: &Site, source: &FakeSource, bytes: Bytes, what: &dyn Fn() -> String) {
     let read: Arc<dyn ReadAt> = Arc::new(bytes.clone());
-    let error = verify(read, None)
+    let error = verify(read, None, Level::Decoded)
         .await
         .expect_err(&format!("verify took {}", what()));
     assert!(

@@ -137,6 +137,13 @@ fn help_names_every_exit_code_and_an_unknown_flag_is_usage() {
             .contains("_bk")
     );
     assert!(home.bk(&["man"]).ended(0).stdout.contains(".TH bk"));
+    home.bk(&["man", "--into", "man"]).ended(0);
+    for page in ["bk.1", "bk-backup.1", "bk-plugins-test.1"] {
+        assert!(
+            home.names_in("man").iter().any(|name| name == page),
+            "{page}"
+        );
+    }
 }
 
 /// One row of the pairwise table: flags, exit code, what is then in `src` or in `else`.
@@ -644,7 +651,7 @@ fn kills_at_any_time_leave_only_whole_archives_and_need_no_help() {
     let first = home.path("out").join(&home.archives()[0]);
     let old = std::fs::read(&first).unwrap();
     let mut published = 0;
-    for n in 0..long(50, 1000) {
+    for n in 0..long(25, 1000) {
         let mut child = home
             .command(&["backup"])
             .stderr(std::process::Stdio::null())

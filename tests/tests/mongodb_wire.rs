@@ -14,6 +14,8 @@ fn site(fake: &Fake, memory: &MemorySink, more: serde_json::Value) -> Site {
     site.sources.push(bk_core::config::SourceInstance {
         name: "mongodb".into(),
         plugin: "mongodb".into(),
+        after: Vec::new(),
+        hooks: bk_core::hooks::Hooks::default(),
         source: source(&fake.uri(), more),
     });
     site

@@ -1,199 +1,348 @@
-//! Retention against a naive oracle that was written from the words alone, over seeded histories.
+//! Retention against a naive oracle that was written from the words alone: over seeded histories, and over ten years of hourly archives.
 
-use bk_core::retention::{Keep, Known, Size, decide};
+use bk_core::layout::{Layout, Tier};
+use bk_core::retention::{Age, Keep, Known, Limit, Policy, Size, Verdict, decide};
 use bk_tests::{long, seed};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+const LAYOUTS: [Layout; 3] = [Layout::Flat, Layout::Dates, Layout::Tiers];
+const ZONES: [&str; 6] = [
+    "UTC",
+    "Europe/Berlin",
+    "America/St_Johns",
+    "Asia/Kathmandu",
+    "Australia/Lord_Howe",
+    "Pacific/Auckland",
+];
 
 struct History {
     archives: Vec<Known>,
-    keep: Keep,
     zone: TimeZone,
     now: Timestamp,
 }
 
+fn zone(random: &mut SmallRng) -> TimeZone {
+    TimeZone::get(ZONES[random.random_range(0..ZONES.len())]).unwrap()
+}
+
 fn history(random: &mut SmallRng) -> History {
-    let zones = [
-        "UTC",
-        "Europe/Berlin",
-        "America/St_Johns",
-        "Asia/Kathmandu",
-        "Pacific/Auckland",
-    ];
-    let zone = TimeZone::get(zones[random.random_range(0..zones.len())]).unwrap();
+    let zone = zone(random);
     let start: Timestamp = "2024-12-15T00:00:00Z".parse().unwrap();
     let mut at = start + SignedDuration::from_hours(random.random_range(0..10_000));
     let mut archives = Vec::new();
     for n in 0..random.random_range(0..60) {
         let up_to = [90, 1500, 3000, 20_000][random.random_range(0..4)];
         at += SignedDuration::from_mins(random.random_range(1..up_to));
-        let known = Known {
-            id: format!("{n:032x}"),
-            created: at,
-            complete: random.random_range(0..10) > 0,
-            pinned: random.random_range(0..20) == 0,
-            instances: vec![Size {
-                name: "db".into(),
-                identity: "a".into(),
-                rows: 1000,
-                bytes: 1000,
-            }],
-        };
+        let mut known = plain(n, at);
+        known.complete = random.random_range(0..10) > 0;
+        known.pinned = random.random_range(0..20) == 0;
+        // In any folders, also where no run of ours would have put it.
+        known.placed = Tier::ALL
+            .into_iter()
+            .map(Some)
+            .chain([None])
+            .filter(|_| random.random_range(0..3) > 0)
+            .collect();
         archives.push(known);
     }
     for n in (1..archives.len()).rev() {
         archives.swap(n, random.random_range(0..=n));
     }
-    let mut count = |most| {
-        if random.random_range(0..2) == 0 {
-            0
-        } else {
-            random.random_range(0..most)
-        }
-    };
-    let keep = Keep {
-        last: count(6),
-        hourly: count(10),
-        daily: count(10),
-        weekly: count(8),
-        monthly: count(6),
-        yearly: count(3),
-        floor: count(4),
-    };
     History {
         archives,
-        keep,
         zone,
         now: at + SignedDuration::from_hours(1),
     }
 }
 
-type Period = fn(&jiff::Zoned) -> (i16, i16, i16, i16);
+fn plain(n: usize, created: Timestamp) -> Known {
+    Known {
+        id: format!("{n:032x}"),
+        created,
+        complete: true,
+        pinned: false,
+        placed: BTreeSet::new(),
+        instances: vec![Size {
+            name: "db".into(),
+            identity: "a".into(),
+            rows: 1000,
+            bytes: 1000,
+        }],
+    }
+}
 
-/// The rules, said again in the plainest way: for each archive ask each rule.
-fn oracle(history: &History) -> BTreeSet<String> {
-    let History {
-        archives,
-        keep,
-        zone,
-        now,
-    } = history;
-    let whole = || archives.iter().filter(|a| a.complete);
-    let newer_whole = |a: &Known| {
-        whole()
-            .filter(|b| (b.created, &b.id) > (a.created, &a.id))
-            .count() as u32
+/// Rules by count and by age, some of each.
+fn keep(random: &mut SmallRng, scale: u32) -> Keep {
+    let mut limit = |most: u32, unit: &str| -> Limit {
+        match random.random_range(0..4) {
+            0 | 1 => 0.into(),
+            2 => random.random_range(0..most * scale).into(),
+            _ => {
+                let age = format!("{}{unit}", random.random_range(1..=most * scale));
+                Limit::Age(age.parse().unwrap())
+            }
+        }
     };
-    let mut kept = BTreeSet::new();
-    let no_rule = [
+    let mut keep = Keep {
+        last: limit(6, "h"),
+        within: None,
+        hourly: limit(10, "h"),
+        daily: limit(10, "d"),
+        weekly: limit(8, "w"),
+        monthly: limit(6, "mo"),
+        yearly: limit(3, "y"),
+        floor: 0,
+    };
+    keep.floor = random.random_range(0..4);
+    if random.random_range(0..3) == 0 {
+        keep.within = Some(Age::days(random.random_range(1..=10 * scale)));
+    }
+    keep
+}
+
+type Key = (i16, i16, i16, i16);
+
+/// The periods that an instant lies in, in the order of `RULES`; nothing for those where each is its own.
+type Periods = [Option<Key>; 7];
+
+fn periods(zone: &TimeZone, at: Timestamp) -> Periods {
+    let local = at.to_zoned(zone.clone());
+    let (year, month, day) = (local.year(), local.month().into(), local.day().into());
+    let week = local.date().iso_week_date();
+    [
+        None,
+        None,
+        Some((year, month, day, local.hour().into())),
+        Some((year, month, day, 0)),
+        Some((week.year(), week.week().into(), 0, 0)),
+        Some((year, month, 0, 0)),
+        Some((year, 0, 0, 0)),
+    ]
+}
+
+/// Which tier's folders a rule asks in the layout `tiers`, and which archive of a period it takes there.
+const RULES: [(Tier, &str); 7] = [
+    (Tier::Daily, "newest"),
+    (Tier::Daily, "newest"),
+    (Tier::Daily, "newest"),
+    (Tier::Daily, "every"),
+    (Tier::Weekly, "first"),
+    (Tier::Monthly, "first"),
+    (Tier::Yearly, "first"),
+];
+
+fn limits(keep: &Keep) -> [Limit; 7] {
+    [
         keep.last,
+        keep.within.map_or(0.into(), Limit::Age),
         keep.hourly,
         keep.daily,
         keep.weekly,
         keep.monthly,
         keep.yearly,
     ]
-    .iter()
-    .all(|n| *n == 0);
-    for a in archives {
-        let mut stays = a.pinned;
-        if a.complete {
-            stays |= no_rule || newer_whole(a) < keep.floor.max(1) || newer_whole(a) < keep.last;
-            let local = |t: Timestamp| t.to_zoned(zone.clone());
-            let periods: [(u32, Period); 5] = [
-                (keep.hourly, |z| {
-                    (z.year(), z.month().into(), z.day().into(), z.hour().into())
-                }),
-                (keep.daily, |z| {
-                    (z.year(), z.month().into(), z.day().into(), 0)
-                }),
-                (keep.weekly, |z| {
-                    (
-                        z.date().iso_week_date().year(),
-                        z.date().iso_week_date().week().into(),
-                        0,
-                        0,
-                    )
-                }),
-                (keep.monthly, |z| (z.year(), z.month().into(), 0, 0)),
-                (keep.yearly, |z| (z.year(), 0, 0, 0)),
-            ];
-            for (n, period) in periods {
-                let mine = period(&local(a.created));
-                let newest_of_period = !whole().any(|b| {
-                    (b.created, &b.id) > (a.created, &a.id) && period(&local(b.created)) == mine
-                });
-                let later_periods: BTreeSet<_> = whole()
-                    .map(|b| period(&local(b.created)))
-                    .filter(|p| *p > mine)
-                    .collect();
-                stays |= newest_of_period && (later_periods.len() as u32) < n;
-            }
-        } else {
-            let next = whole().map(|b| b.created).filter(|c| *c > a.created).min();
-            stays |= next.is_none_or(|next| next + SignedDuration::from_hours(7 * 24) > *now);
+}
+
+/// The rules, said again in the plainest way. `whole` is newest first.
+fn oracle(
+    archives: &[Known],
+    whole: &[(&Known, Periods)],
+    keep: &Keep,
+    layout: Layout,
+    (zone, now): (&TimeZone, Timestamp),
+) -> BTreeSet<String> {
+    let mut kept = BTreeSet::new();
+    for partial in archives.iter().filter(|a| !a.complete) {
+        let newer = whole.iter().map(|(a, _)| a.created);
+        let next = newer.filter(|created| *created > partial.created).min();
+        let week = SignedDuration::from_hours(7 * 24);
+        if next.is_none_or(|next| next + week > now) {
+            kept.insert(partial.id.clone());
         }
-        if stays {
-            kept.insert(a.id.clone());
+    }
+    kept.extend(archives.iter().filter(|a| a.pinned).map(|a| a.id.clone()));
+    let limits = limits(keep);
+    if limits.iter().all(|limit| *limit == 0.into()) {
+        kept.extend(whole.iter().map(|(a, _)| a.id.clone()));
+        return kept;
+    }
+    let floor = keep.floor.max(1) as usize;
+    kept.extend(whole.iter().take(floor).map(|(a, _)| a.id.clone()));
+    for (n, limit) in limits.into_iter().enumerate() {
+        let (tier, mut pick) = RULES[n];
+        if layout != Layout::Tiers {
+            pick = "newest";
+        }
+        let asked = whole.iter().filter(|(a, _)| {
+            let placed = &a.placed;
+            layout != Layout::Tiers
+                || placed.is_empty()
+                || placed.contains(&None)
+                || placed.contains(&Some(tier))
+        });
+        let mut asked: Vec<&(&Known, Periods)> = asked.collect();
+        let count = match limit {
+            Limit::Count(count) => count as usize,
+            Limit::Age(age) => {
+                let newest = whole.first().map_or(Timestamp::MAX, |(a, _)| a.created);
+                let since = age.before(newest, zone);
+                asked.retain(|(a, _)| a.created > since);
+                usize::MAX
+            }
+        };
+        // Of each period all that lie in it, newest first; the periods newest first.
+        let mut groups: Vec<Vec<&Known>> = Vec::new();
+        let mut of: BTreeMap<Key, usize> = BTreeMap::new();
+        for (archive, periods) in &asked {
+            let group = match periods[n] {
+                None => groups.len(),
+                Some(key) => *of.entry(key).or_insert(groups.len()),
+            };
+            if group == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[group].push(archive);
+        }
+        for group in groups.iter().take(count) {
+            let picked = match pick {
+                "newest" => &group[..1],
+                "first" => &group[group.len() - 1..],
+                _ => &group[..],
+            };
+            kept.extend(picked.iter().map(|a| a.id.clone()));
+        }
+        let is_count = matches!(limit, Limit::Count(_));
+        if pick == "newest" && is_count && groups.len() < count {
+            kept.extend(asked.last().map(|(a, _)| a.id.clone()));
         }
     }
     kept
+}
+
+fn whole<'a>(archives: &'a [Known], zone: &TimeZone) -> Vec<(&'a Known, Periods)> {
+    let mut whole: Vec<_> = archives
+        .iter()
+        .filter(|a| a.complete)
+        .map(|a| (a, periods(zone, a.created)))
+        .collect();
+    whole.sort_by(|(a, _), (b, _)| (b.created, &b.id).cmp(&(a.created, &a.id)));
+    whole
+}
+
+fn kept(verdict: &Verdict) -> BTreeSet<String> {
+    let kept = verdict.decisions.iter().filter(|d| d.keep);
+    kept.map(|d| d.id.clone()).collect()
 }
 
 #[test]
 fn a_thousand_histories_agree_with_the_oracle() {
     let seed = seed(2026);
     for n in 0..long(1000, 20_000) as u64 {
-        let history = history(&mut SmallRng::seed_from_u64(seed + n));
-        let verdict = decide(
-            &history.archives,
-            &history.keep,
-            &history.zone,
-            history.now,
-            &BTreeSet::new(),
+        let random = &mut SmallRng::seed_from_u64(seed + n);
+        let History {
+            archives,
+            zone,
+            now,
+        } = history(random);
+        let keep = keep(random, 1);
+        let policy = Policy {
+            keep: &keep,
+            layout: LAYOUTS[n as usize % 3],
+            zone: &zone,
+        };
+        let verdict = decide(&archives, &policy, now, &BTreeSet::new());
+        let expected = oracle(
+            &archives,
+            &whole(&archives, &zone),
+            &keep,
+            policy.layout,
+            (&zone, now),
         );
-        let kept: BTreeSet<String> = verdict
-            .decisions
-            .iter()
-            .filter(|d| d.keep)
-            .map(|d| d.id.clone())
-            .collect();
         assert_eq!(
-            kept,
-            oracle(&history),
-            "history {} with {:?}",
-            seed + n,
-            history.keep
+            kept(&verdict),
+            expected,
+            "history {} with {policy:?}",
+            seed + n
         );
-        assert_eq!(verdict.decisions.len(), history.archives.len());
+        assert_eq!(verdict.decisions.len(), archives.len());
         assert!(
             verdict.decisions.iter().all(|d| !d.reasons.is_empty()),
             "a decision without a reason"
         );
 
         // The newest good one is never let go, whatever is accepted.
-        let newest = history
-            .archives
+        let newest = archives
             .iter()
             .filter(|a| a.complete)
             .max_by_key(|a| (a.created, a.id.clone()));
-        let all: BTreeSet<String> = history.archives.iter().map(|a| a.id.clone()).collect();
-        let released = decide(
-            &history.archives,
-            &history.keep,
-            &history.zone,
-            history.now,
-            &all,
-        );
+        let all: BTreeSet<String> = archives.iter().map(|a| a.id.clone()).collect();
+        let released = decide(&archives, &policy, now, &all);
         assert!(
             newest.is_none_or(|newest| released.deletions().all(|id| id != newest.id)),
             "history {}",
             seed + n
         );
     }
+}
+
+/// An archive each hour; the first of each week, month and year lies in their folders too.
+fn ten_years(zone: &TimeZone) -> Vec<Known> {
+    let start: Timestamp = "2016-11-28T00:17:00Z".parse().unwrap();
+    let mut seen = BTreeSet::new();
+    let mut archives = Vec::new();
+    for n in 0..87_600 {
+        let created = start + SignedDuration::from_hours(n);
+        let mut known = plain(n as usize, created);
+        let day = created.to_zoned(zone.clone()).date();
+        let first = Tier::PROMOTED
+            .into_iter()
+            .filter(|t| seen.insert(t.folder(day)));
+        known.placed = first.chain([Tier::Daily]).map(Some).collect();
+        archives.push(known);
+    }
+    archives
+}
+
+#[test]
+fn ten_years_of_hourly_archives_agree_with_the_oracle_under_two_hundred_policies() {
+    const POLICIES: u64 = 200;
+    let seed = seed(87_600);
+    let check = |of: &[&str], part: u64| {
+        for (n, name) in of.iter().enumerate() {
+            let zone = TimeZone::get(name).unwrap();
+            let archives = ten_years(&zone);
+            let whole = whole(&archives, &zone);
+            let now = whole[0].0.created + SignedDuration::from_mins(20);
+            for k in 0..POLICIES / ZONES.len() as u64 + 1 {
+                let name = seed + part * 10_000 + n as u64 * 1000 + k;
+                let keep = keep(&mut SmallRng::seed_from_u64(name), 8);
+                for layout in LAYOUTS {
+                    let policy = Policy {
+                        keep: &keep,
+                        layout,
+                        zone: &zone,
+                    };
+                    let verdict = decide(&archives, &policy, now, &BTreeSet::new());
+                    let expected = oracle(&archives, &whole, &keep, layout, (&zone, now));
+                    let found = kept(&verdict);
+                    assert!(
+                        found.contains(&whole[0].0.id),
+                        "the newest goes: {policy:?}"
+                    );
+                    assert!(found == expected, "policy {name}: {policy:?}");
+                }
+            }
+        }
+    };
+    std::thread::scope(|threads| {
+        let (one, two) = ZONES.split_at(3);
+        threads.spawn(move || check(one, 0));
+        check(two, 1);
+    });
 }
 
 fn known(day: i8, rows: u64, names: &[&str]) -> Known {
@@ -216,22 +365,19 @@ fn known(day: i8, rows: u64, names: &[&str]) -> Known {
         created,
         complete: true,
         pinned: false,
+        placed: BTreeSet::new(),
         instances,
     }
 }
 
 fn held(archives: &[Known], now: &str) -> Vec<String> {
-    let keep = Keep {
-        last: 5,
-        ..Keep::default()
+    let keep = Keep::last(5);
+    let policy = Policy {
+        keep: &keep,
+        layout: Layout::Flat,
+        zone: &TimeZone::UTC,
     };
-    let verdict = decide(
-        archives,
-        &keep,
-        &TimeZone::UTC,
-        now.parse().unwrap(),
-        &BTreeSet::new(),
-    );
+    let verdict = decide(archives, &policy, now.parse().unwrap(), &BTreeSet::new());
     assert!(verdict.holds.is_empty() || verdict.deletions().count() == 0);
     verdict.holds
 }
@@ -274,15 +420,13 @@ fn retention_holds_when_something_shrank_vanished_moved_or_too_much_would_go() {
     let many: Vec<_> = (1..=20).map(|day| known(day, 1000, &["db"])).collect();
     assert!(held(&many, "2026-08-21T00:00:00Z")[0].contains("15 of 20 archives would go"));
     let accepted = BTreeSet::from([known(20, 0, &[]).id]);
-    let verdict = decide(
-        &many,
-        &Keep {
-            last: 5,
-            ..Keep::default()
-        },
-        &TimeZone::UTC,
-        "2026-08-21T00:00:00Z".parse().unwrap(),
-        &accepted,
-    );
+    let keep = Keep::last(5);
+    let policy = Policy {
+        keep: &keep,
+        layout: Layout::Flat,
+        zone: &TimeZone::UTC,
+    };
+    let now = "2026-08-21T00:00:00Z".parse().unwrap();
+    let verdict = decide(&many, &policy, now, &accepted);
     assert_eq!(verdict.deletions().count(), 15);
 }

@@ -645,9 +645,9 @@ async fn two_sites_and_a_strangers_archives_share_a_bucket_for_thirty_days() {
             .source("fake", source)
             .sink("s3", bucket.sink())
             .keep(bk_core::retention::Keep {
-                last: 3,
-                daily: 5,
-                weekly: 2,
+                last: 3.into(),
+                daily: 5.into(),
+                weekly: 2.into(),
                 ..Default::default()
             });
         site.archive.site = name.into();

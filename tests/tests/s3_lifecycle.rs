@@ -1,6 +1,6 @@
 //! The bucket's own expiry, on a gateway whose day lasts a second: what `bk check` predicts happens, and the last archives stay for ever.
 
-use bk_core::retention::Keep;
+use bk_core::retention::{Keep, Limit};
 use bk_core::sink::{Filter, Sink};
 use bk_tests::engine::Site;
 use bk_tests::fakes::FakeSource;
@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const KEEP: Keep = Keep {
-    last: 3,
-    hourly: 0,
-    daily: 8,
-    weekly: 2,
-    monthly: 0,
-    yearly: 0,
+    last: Limit::Count(3),
+    within: None,
+    hourly: Limit::Count(0),
+    daily: Limit::Count(8),
+    weekly: Limit::Count(2),
+    monthly: Limit::Count(0),
+    yearly: Limit::Count(0),
     floor: 0,
 };
 

@@ -186,8 +186,8 @@ async fn archives_lie_in_the_class_that_was_asked_for_and_a_rule_makes_old_ones_
     assert_eq!(class(&key).await.as_deref(), Some("STANDARD_IA"));
     // Rules reach what retention has tagged: a monthly one that is not the last.
     let keep = bk_core::retention::Keep {
-        last: 1,
-        monthly: 500,
+        last: 1.into(),
+        monthly: 500.into(),
         ..Default::default()
     };
     for month in 9..=11 {

@@ -7,186 +7,6 @@ use bk_tests::fakes::{FakeSource, MemorySink};
 
 const GOOD: &str = "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\n";
 
-/// Text of the file, and what must be said: place and words.
-const BROKEN: &[(&str, &str, &[&str])] = &[
-    (
-        "syntax: no value",
-        "format = 1\nplugins =\n",
-        &["plugins.toml:2:"],
-    ),
-    (
-        "syntax: open text",
-        "format = 1\nplugins = [\"files]\n",
-        &["plugins.toml:2:"],
-    ),
-    (
-        "syntax: two keys on a line",
-        "format = 1 plugins = []\n",
-        &["plugins.toml:1:"],
-    ),
-    (
-        "syntax: a key twice",
-        "format = 1\nformat = 1\n",
-        &["plugins.toml:2:"],
-    ),
-    (
-        "empty",
-        "",
-        &["`format` is missing", "`plugins` is missing"],
-    ),
-    ("not utf-8", "format = 1\n# \u{fffd}\n", &["not UTF-8"]),
-    (
-        "format of tomorrow",
-        "format = 7\nplugins = [\"local\"]\n",
-        &["plugins.toml:1:1", "`format` is `7`"],
-    ),
-    (
-        "format as text",
-        "format = \"1\"\nplugins = [\"local\"]\n[sink.local]\npath = \"o\"\n",
-        &["`format` is"],
-    ),
-    (
-        "plugins as text",
-        "format = 1\nplugins = \"files\"\n",
-        &["plugins.toml:2:1", "no list of names"],
-    ),
-    (
-        "a plugin that is not",
-        "format = 1\nplugins = [\"file\", \"local\"]\n[sink.local]\npath = \"o\"\n",
-        &[
-            "plugins.toml:2:1",
-            "there is no plugin `file`",
-            "did you mean `files`?",
-        ],
-    ),
-    (
-        "unknown key at the top",
-        "format = 1\nplugin = 1\nplugins = [\"local\"]\n[sink.local]\npath = \"o\"\n",
-        &[
-            "plugins.toml:2:1",
-            "`plugin` is no setting here",
-            "did you mean `plugins`?",
-        ],
-    ),
-    (
-        "unknown key of a source",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npth = \"s\"\n[sink.local]\npath = \"o\"\n",
-        &[
-            "plugins.toml:4:1",
-            "`pth` is no setting here",
-            "did you mean `path`?",
-            "`path` is missing",
-        ],
-    ),
-    (
-        "unknown key of archive",
-        "format = 1\nplugins = [\"local\"]\n[archive]\ntimezon = \"UTC\"\n[sink.local]\npath = \"o\"\n",
-        &["plugins.toml:4:1", "did you mean `timezone`?"],
-    ),
-    (
-        "unknown key of keep",
-        "format = 1\nplugins = [\"local\"]\n[sink.local]\npath = \"o\"\nkeep = { dayly = 7 }\n",
-        &["plugins.toml:5:1", "dayly"],
-    ),
-    (
-        "wrong type",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = 7\n[sink.local]\npath = [\"o\"]\n",
-        &["plugins.toml:4:1", "plugins.toml:6:1"],
-    ),
-    (
-        "missing path",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\n[sink.local]\n",
-        &[
-            "plugins.toml:3:9",
-            "plugins.toml:4:7",
-            "`path` is missing",
-            "add `path = …`",
-        ],
-    ),
-    (
-        "no sink",
-        "format = 1\nplugins = [\"files\"]\n[source.files]\npath = \"s\"\n",
-        &["no sink is set"],
-    ),
-    (
-        "a source that is a sink",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.local]\npath = \"s\"\n[sink.local]\npath = \"o\"\n",
-        &["plugins.toml:3:9", "`local` is no source"],
-    ),
-    (
-        "an empty list",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"s\"\ninclude = []\n[sink.local]\npath = \"o\"\n",
-        &[
-            "plugins.toml:5:1",
-            "empty list",
-            "leave the key out to mean all",
-        ],
-    ),
-    (
-        "a bad glob",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"s\"\nexclude = [\"a[\"]\n[sink.local]\npath = \"o\"\n",
-        &["plugins.toml:5:1"],
-    ),
-    (
-        "a bad site",
-        "format = 1\nplugins = [\"local\"]\n[archive]\nsite = \"a/b\"\n[sink.local]\npath = \"o\"\n",
-        &["plugins.toml:4:1", "`site` is `a/b`"],
-    ),
-    (
-        "a bad zone, preset and memory",
-        "format = 1\nplugins = [\"local\"]\n[archive]\ntimezone = \"Mars/Olympus\"\npreset = 12\nmemory = \"1 MiB\"\n[sink.local]\npath = \"o\"\n",
-        &[
-            "plugins.toml:4:1",
-            "plugins.toml:5:1",
-            "plugins.toml:6:1",
-            "3 mistakes",
-        ],
-    ),
-    (
-        "an instance that is no table",
-        "format = 1\nplugins = [\"local\"]\nsource.files = \"s\"\n[sink.local]\npath = \"o\"\n",
-        &["`source.files` is no table"],
-    ),
-    (
-        "a bad instance name",
-        "format = 1\nplugins = [\"files\", \"local\"]\n[source.\"a b\"]\nplugin = \"files\"\npath = \"s\"\n[sink.local]\npath = \"o\"\n",
-        &["`a b` cannot name a source"],
-    ),
-];
-
-#[test]
-fn every_broken_file_is_exit_4_with_place_and_hint_and_never_a_panic() {
-    assert!(BROKEN.len() >= 20);
-    for (name, text, words) in BROKEN {
-        let home = Home::new("");
-        let bytes: Vec<u8> = if *name == "not utf-8" {
-            text.replace('\u{fffd}', "X")
-                .bytes()
-                .map(|b| if b == b'X' { 0xff } else { b })
-                .collect()
-        } else {
-            text.bytes().collect()
-        };
-        home.write("plugins.toml", bytes);
-        let ran = home.bk(&["config", "validate"]);
-        assert_eq!(ran.code, 4, "{name}: {}", ran.stderr);
-        for word in *words {
-            assert!(
-                ran.stderr.contains(word),
-                "{name}: `{word}` is not in:\n{}",
-                ran.stderr
-            );
-        }
-        assert!(
-            ran.stderr.contains("plugins.toml:") && ran.stderr.contains("hint: "),
-            "{name} has no place or no hint:\n{}",
-            ran.stderr
-        );
-        assert!(!ran.stderr.contains("panicked"), "{name}: {}", ran.stderr);
-        assert_eq!(home.bk(&["backup"]).code, 4, "{name}: a backup ran");
-    }
-}
-
 #[test]
 fn no_settings_at_all_names_the_places_that_were_looked_at() {
     let home = Home::new(GOOD);
@@ -406,4 +226,95 @@ fn json_reports_hold_every_cause_with_retry() {
     assert_eq!(report["complete"], true);
     assert_eq!(report["causes"], serde_json::json!([]));
     assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+#[test]
+fn programs_around_a_run_and_an_instance_run_in_order_and_are_named_when_they_fail() {
+    let hook = |word: &str| {
+        let script = format!("echo {word} $BK_INSTANCE $BK_RESULT >> log; test -z \\\"$SECRET\\\"");
+        format!("{{ command = [\"sh\", \"-c\", \"{script}\"] }}")
+    };
+    let lines = |prefix: &str| {
+        [
+            "before_backup",
+            "after_backup",
+            "before_restore",
+            "after_restore",
+        ]
+        .map(|key| format!("{key} = {}\n", hook(&format!("{prefix}-{key}"))))
+        .concat()
+    };
+    let settings = format!(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[run]\n{}[source.files]\npath = \"in\"\n{}[sink.local]\npath = \"out\"\n",
+        lines("run"),
+        lines("own")
+    );
+    let home = Home::new(&settings);
+    home.write("in/a.txt", "a");
+    let ran = home
+        .command(&["backup"])
+        .env("SECRET", "x")
+        .output()
+        .unwrap();
+    assert!(
+        ran.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    home.bk(&["restore", "--yes"]).ended(0);
+    let log = std::fs::read_to_string(home.path("log")).unwrap();
+    assert_eq!(
+        log.lines().map(str::trim_end).collect::<Vec<_>>(),
+        [
+            "run-before_backup",
+            "own-before_backup files",
+            "own-after_backup files done",
+            "run-after_backup done",
+            "run-before_restore",
+            "own-before_restore files",
+            "own-after_restore files done",
+            "run-after_restore done",
+        ]
+    );
+    // One that fails before keeps it from being touched; one that fails after is named; one that hangs is ended.
+    for (key, verb, command, code, word) in [
+        (
+            "before_backup",
+            "backup",
+            "[\"false\"]",
+            1,
+            "`before_backup`",
+        ),
+        ("after_backup", "backup", "[\"false\"]", 3, "`after_backup`"),
+        (
+            "before_restore",
+            "restore",
+            "[\"no-such-program\"]",
+            1,
+            "could not be run",
+        ),
+        (
+            "after_restore",
+            "restore",
+            "[\"sleep\", \"600\"], timeout = \"1s\"",
+            3,
+            "was not done within 1 s",
+        ),
+    ] {
+        let broken = Home::new(&format!(
+            "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"in\"\n{key} = {{ command = {command} }}\n[sink.local]\npath = \"{}\"\n",
+            home.path("out").display()
+        ));
+        broken.write("in/a.txt", "a");
+        let arguments: &[&str] = if verb == "restore" {
+            &["restore", "--yes"]
+        } else {
+            &["backup"]
+        };
+        let ran = broken.bk(arguments);
+        assert!(
+            ran.code == code && ran.stderr.contains(word),
+            "{key}: {ran:?}"
+        );
+    }
 }

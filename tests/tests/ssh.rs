@@ -1,6 +1,7 @@
 //! The sink `ssh` on a real OpenSSH server.
 
 use bk_core::error::ErrorKind;
+use bk_core::layout::Tier;
 use bk_core::name::ArchiveName;
 use bk_core::sink::{Filter, Seal, Sink, Stored, Upload};
 use bk_tests::engine::Site;
@@ -27,6 +28,7 @@ fn name(second: i8) -> ArchiveName {
         day: "2026-08-22".into(),
         suffix: ".tar.xz".into(),
         id: format!("{second:032x}"),
+        tier: Tier::default(),
     }
 }
 

@@ -7,10 +7,14 @@ use bk_core::backup::{Backup, Limits, archive_name, draw_id};
 use bk_core::config::{Config, SinkInstance, SourceInstance};
 use bk_core::context::Context;
 use bk_core::error::{Result, not_found, settings};
+use bk_core::event::Moment;
+use bk_core::hooks;
+use bk_core::layout::Tier;
 use bk_core::lock::RunLock;
 use bk_core::manifest::State;
 use bk_core::plan::BackupPlan;
 use bk_core::report::{BackupReport, Cause, SinkReport, SourceReport};
+use bk_core::tiers::{self, Placed};
 
 pub async fn run(
     cx: &Context,
@@ -21,13 +25,15 @@ pub async fn run(
     let sources = chosen(config, args)?;
     let created = cx.clock.now();
     let id = draw_id()?;
+    let name = archive_name(&config.archive, created, &id);
     let plan = BackupPlan {
-        name: archive_name(&config.archive, created, &id),
+        name: name.in_tier(args.tier.unwrap_or_default()),
         id,
         created,
         label: args.label.clone(),
         subset: sources.len() < config.sources.len(),
         pin: args.pin,
+        tier: args.tier,
         not_backed_up: config.not_enabled.clone(),
     };
     let sinks = config.backup_sinks();
@@ -40,6 +46,15 @@ pub async fn run(
         return Ok(Vec::new());
     }
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
+    // What asks for more than an archive of the period asks for one of its own.
+    let is_plain = args.label.is_none() && !args.pin && !plan.subset;
+    if let Some(tier) = args.tier.filter(|_| is_plain) {
+        let zone = config.archive.zone();
+        if let Some(placed) = tiers::place_young(cx, &sinks, tier, &zone).await? {
+            print_placed(&placed, tier, global);
+            return Ok(Vec::new());
+        }
+    }
     let backup = Backup {
         settings: &config.archive,
         sources: &sources,
@@ -47,7 +62,25 @@ pub async fn run(
         plan,
         limits: Limits::default(),
     };
-    let report = backup.run(cx).await;
+    let hook = config.run.before_backup.as_ref();
+    hooks::before(cx, ("before_backup", hook), &[]).await?;
+    let sinks: Vec<_> = sinks.iter().map(|sink| &sink.name).collect();
+    let begun = serde_json::json!({
+        "name": backup.plan.name.plain(), "id": backup.plan.id, "sinks": sinks,
+        "sources": sources.iter().map(|source| &source.name).collect::<Vec<_>>()
+    });
+    cx.reached(Moment::BackupStarted, &begun);
+    let mut report = backup.run(cx).await;
+    let hook = config.run.after_backup.as_ref();
+    let about = ("[run]", report.causes.is_empty());
+    let after = hooks::after(cx, ("after_backup", hook), about, &[]).await;
+    report.causes.extend(after);
+    let moment = if report.causes.is_empty() {
+        Moment::BackupDone
+    } else {
+        Moment::BackupFailed
+    };
+    cx.reached(moment, &report);
     if global.json {
         print_json(&report);
     } else {
@@ -56,6 +89,22 @@ pub async fn run(
     say_warnings(&report.warnings);
     say_causes(&report.causes);
     Ok(report.causes)
+}
+
+/// What stands for the period already, or does now.
+fn print_placed(placed: &[Placed], tier: Tier, global: &Global) {
+    if global.json {
+        print_json(&serde_json::json!({ "tier": tier, "placed": placed }));
+        return;
+    }
+    for one in placed {
+        let how = if one.was_there {
+            "has its archive already"
+        } else {
+            "placed, without another backup"
+        };
+        say(&format!("    {:8} {}   {tier}, {how}", one.sink, one.name));
+    }
 }
 
 fn chosen(config: &Config, args: &BackupArgs) -> Result<Vec<SourceInstance>> {
@@ -175,6 +224,9 @@ fn print_sink(sink: &SinkReport) {
         "    {:8} {}   {outcome}",
         sink.name, sink.describe
     ));
+    for name in &sink.placed {
+        say(&format!("             also as {name}"));
+    }
     for line in &sink.pruned {
         say(&format!("             {line}"));
     }

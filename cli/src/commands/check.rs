@@ -2,7 +2,7 @@
 
 use super::{print_json, say_causes};
 use crate::args::{CheckArgs, Global};
-use crate::output::{data, say};
+use crate::output::{bytes, data, say};
 use bk_core::catalog::Catalogue;
 use bk_core::config::{Config, SinkInstance};
 use bk_core::context::Context;
@@ -22,6 +22,8 @@ struct Checked {
     name: String,
     plugin: String,
     describe: String,
+    #[serde(skip)]
+    identity: String,
     warnings: Vec<String>,
     outlook: Vec<String>,
     error: Option<String>,
@@ -46,13 +48,16 @@ pub async fn run(
     }))
     .await;
     for (source, health) in sources {
-        rows.push(row(
-            "source",
-            &source.name,
-            &source.plugin,
-            health,
-            &mut causes,
-        ));
+        let mut row = row("source", &source.name, &source.plugin, health, &mut causes);
+        if row.error.is_none() {
+            match source.source.outlook(&cx.for_instance(&source.name)).await {
+                Ok(lines) => row.outlook = lines,
+                Err(error) => row
+                    .warnings
+                    .push(format!("what a backup would take is not known: {error}")),
+            }
+        }
+        rows.push(row);
     }
     let sinks = join_all(config.sinks.iter().map(|s| async move {
         (
@@ -77,7 +82,9 @@ pub async fn run(
     causes.extend(stale(cx, &catalogue, args.max_age));
     for sink in &config.sinks {
         outlook(cx, sink, &catalogue, &mut rows).await;
+        room(sink, &catalogue, &mut rows);
     }
+    one_place_twice(&mut rows);
     if global.json {
         print_json(&serde_json::json!({ "checked": rows, "causes": causes }));
     } else {
@@ -136,7 +143,52 @@ async fn outlook(cx: &Context, sink: &SinkInstance, catalogue: &Catalogue, rows:
     }
 }
 
-async fn patiently(cx: &Context, check: impl Future<Output = Result<Health>>) -> Result<Health> {
+/// Room for less than two archives more, where that can be told.
+fn room(sink: &SinkInstance, catalogue: &Catalogue, rows: &mut [Checked]) {
+    let row = rows
+        .iter_mut()
+        .find(|row| row.role == "sink" && row.name == sink.name && row.error.is_none());
+    let (Some(row), Some(folder)) = (row, sink.sink.folder()) else {
+        return;
+    };
+    let newest = catalogue
+        .archives()
+        .find(|(entry, _)| entry.sink == sink.name)
+        .map(|(entry, _)| entry.stored.bytes);
+    let free = rustix::fs::statvfs(folder).map(|there| there.f_bavail * there.f_frsize);
+    if let (Some(newest), Ok(free)) = (newest, free)
+        && free / 2 < newest
+    {
+        row.warnings.push(format!(
+            "{} are left, and the newest archive has {}: there is no room for two more",
+            bytes(free),
+            bytes(newest)
+        ));
+    }
+}
+
+/// Two sinks that are one place: each archive would be written there twice, and each of them would prune the other's.
+fn one_place_twice(rows: &mut [Checked]) {
+    for later in 1..rows.len() {
+        let (before, rest) = rows.split_at_mut(later);
+        let row = &mut rest[0];
+        let same = before.iter().find(|other| {
+            other.role == "sink"
+                && row.role == "sink"
+                && !row.identity.is_empty()
+                && other.identity == row.identity
+        });
+        if let Some(other) = same {
+            row.warnings
+                .push(format!("it is the same place as `{}`", other.name));
+        }
+    }
+}
+
+pub async fn patiently(
+    cx: &Context,
+    check: impl Future<Output = Result<Health>>,
+) -> Result<Health> {
     cx.within(
         PATIENCE,
         || Error::new(ErrorKind::Unreachable, "no answer within 10 s"),
@@ -152,19 +204,20 @@ fn row(
     health: Result<Health>,
     causes: &mut Vec<Cause>,
 ) -> Checked {
-    let (describe, warnings, error) = match health {
-        Ok(health) => (health.describe, health.warnings, None),
+    let (health, error) = match health {
+        Ok(health) => (health, None),
         Err(error) => {
             causes.push(Cause::new(name, &error));
-            (String::new(), Vec::new(), Some(error.what))
+            (Health::default(), Some(error.what))
         }
     };
     Checked {
         role,
         name: name.to_owned(),
         plugin: plugin.to_owned(),
-        describe,
-        warnings,
+        describe: health.describe,
+        identity: health.identity,
+        warnings: health.warnings,
         outlook: Vec::new(),
         error,
     }

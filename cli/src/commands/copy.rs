@@ -9,7 +9,8 @@ use bk_core::context::Context;
 use bk_core::copy::{Way, copy};
 use bk_core::error::{Result, settings};
 use bk_core::report::Cause;
-use jiff::tz::TimeZone;
+use bk_core::sink::Care;
+use bk_core::tiers;
 use std::collections::BTreeSet;
 
 pub async fn run(
@@ -22,11 +23,8 @@ pub async fn run(
     if from.name == to.name {
         return Err(settings("`--from` and `--to` are the same sink"));
     }
-    let mut here = Catalogue::read(cx, std::slice::from_ref(from)).await;
-    let mut there = Catalogue::read(cx, std::slice::from_ref(to)).await;
-    if let Some((_, error)) = here.failures.pop().or_else(|| there.failures.pop()) {
-        return Err(error);
-    }
+    let here = Catalogue::of(cx, from, Care::Look).await?;
+    let there = Catalogue::of(cx, to, Care::Look).await?;
     let chosen = chosen(&here, config, args)?;
     if args.dry_run {
         for entry in &chosen {
@@ -57,6 +55,12 @@ pub async fn run(
             Err(error) => causes.push(Cause::new(&entry.stored.name, &error)),
         }
     }
+    let zone = config.archive.zone();
+    if !copied.is_empty()
+        && let Err(error) = tiers::promote(&cx.for_instance(&to.name), to, &zone).await
+    {
+        causes.push(Cause::new(&to.name, &error));
+    }
     if global.json {
         print_json(&serde_json::json!({ "copied": copied, "causes": causes }));
     } else if copied.is_empty() && causes.is_empty() {
@@ -86,7 +90,7 @@ fn chosen<'a>(here: &'a Catalogue, config: &Config, args: &CopyArgs) -> Result<V
         all.reverse();
         return Ok(all);
     }
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let zone = config.archive.zone();
     let wish = |date: Option<String>, version: Option<String>| Wish {
         date,
         version,

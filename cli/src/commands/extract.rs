@@ -62,6 +62,7 @@ pub async fn run(
         .iter()
         .map(|(name, why)| Cause::partial(name, why.clone()))
         .collect();
+    say_warnings(&extracted.warnings);
     say_causes(&causes);
     Ok(causes)
 }

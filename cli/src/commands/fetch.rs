@@ -11,7 +11,6 @@ use bk_core::fetch::{FetchOptions, FetchReport, fetch};
 use bk_core::report::Cause;
 use bk_core::settings::Settings;
 use jiff::SignedDuration;
-use jiff::tz::TimeZone;
 use std::path::Path;
 
 /// One folder to fill.
@@ -26,7 +25,7 @@ pub async fn run(
     args: &FetchArgs,
     global: &Global,
 ) -> Result<Vec<Cause>> {
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let zone = config.archive.zone();
     let (mut reports, mut causes) = (Vec::new(), Vec::new());
     for task in tasks(config, args, global)? {
         let from = config.sink(&task.what.from)?;

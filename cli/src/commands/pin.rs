@@ -9,7 +9,6 @@ use bk_core::context::Context;
 use bk_core::error::Result;
 use bk_core::pins;
 use bk_core::report::Cause;
-use jiff::tz::TimeZone;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> R
     let own = config.sinks.iter().filter(|sink| !sink.policy.read_only);
     let own: Vec<_> = own.cloned().collect();
     let catalogue = Catalogue::read(cx, &own).await;
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let zone = config.archive.zone();
     let entries = catalogue.choose(&wish(&args.which, true), &zone)?;
     for entry in entries {
         let (Some(summary), sink) = (entry.summary(), config.sink(&entry.sink)?) else {

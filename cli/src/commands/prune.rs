@@ -2,6 +2,7 @@
 
 use super::{print_json, say_causes};
 use crate::args::{Global, PruneArgs};
+use crate::calendar;
 use crate::output::{count, data, say};
 use bk_core::config::Config;
 use bk_core::context::Context;
@@ -18,7 +19,7 @@ pub async fn run(
     global: &Global,
 ) -> Result<Vec<Cause>> {
     let _lock = RunLock::take(cx, &config.path, args.wait_lock.unwrap_or_default()).await?;
-    let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+    let zone = config.archive.zone();
     let options = PruneOptions {
         dry_run: args.dry_run,
         accept: args.accept.clone(),
@@ -59,13 +60,13 @@ pub async fn run(
     if global.json {
         print_json(&reports);
     } else {
-        reports.iter().for_each(|pruned| print(pruned, args));
+        reports.iter().for_each(|pruned| print(pruned, args, &zone));
     }
     say_causes(&causes);
     Ok(causes)
 }
 
-fn print(pruned: &Pruned, args: &PruneArgs) {
+fn print(pruned: &Pruned, args: &PruneArgs, zone: &TimeZone) {
     let name = |id: &str| {
         pruned
             .names
@@ -81,6 +82,25 @@ fn print(pruned: &Pruned, args: &PruneArgs) {
                 pruned.sink,
                 name(&decision.id),
                 decision.reasons.join("; ")
+            ));
+        }
+    }
+    if args.explain {
+        let picture = calendar::draw(&pruned.verdict, &pruned.tomorrow, zone);
+        picture.iter().for_each(|line| data(line));
+        for id in &pruned.tomorrow {
+            data(&format!(
+                "{}  next  {}  goes with the next day's run",
+                pruned.sink,
+                name(id)
+            ));
+        }
+    }
+    for copy in &pruned.surplus {
+        if args.dry_run || args.explain {
+            data(&format!(
+                "{}  drop  {} {}  it is kept elsewhere, and no rule keeps it here",
+                pruned.sink, copy.name, copy.version
             ));
         }
     }

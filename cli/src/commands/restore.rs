@@ -2,14 +2,18 @@
 
 use super::{print_json, say_causes, say_warnings, wish};
 use crate::args::{ExistingArg, Global, RestoreArgs};
+use crate::builtin;
 use crate::output::{self, bytes, count, say, seconds};
 use bk_core::catalog::{Catalogue, What};
 use bk_core::config::Config;
 use bk_core::context::Context;
 use bk_core::error::{Result, conflict, not_found};
+use bk_core::event::Moment;
+use bk_core::hooks;
 use bk_core::lock::RunLock;
 use bk_core::plan::{RestorePlan, Target};
-use bk_core::report::{Cause, RestoreReport};
+use bk_core::report::{Cause, Class, RestoreReport};
+use bk_core::restore::standby::{self, Next, Remembered};
 use bk_core::restore::{self, Request};
 use bk_core::selector::Selection;
 use bk_core::source::Existing;
@@ -32,30 +36,58 @@ pub async fn run(
         ));
         return Ok(Vec::new());
     }
-    let request = Request {
-        wish: wish(&args.which, args.allow_partial),
-        file: args.file.clone(),
-        selection: Selection::parse(&args.only, &args.exclude)?,
-        into: args.into.clone(),
-        renamed: args.renamed.clone(),
-        existing: args.existing.map(existing),
-        no_verify_first: args.no_verify_first,
-        offline_ok: args.which.offline_ok,
-        standby: args.standby,
-        keep_setuid: args.keep_setuid,
-        outward_links: args.outward_links,
-    };
+    let request = request(&args)?;
     let prepared = restore::prepare(cx, config, request).await?;
+    let around = builtin::memory_of_pod();
+    let remembered = args.standby.then(|| {
+        let file = args.standby_state.clone();
+        Remembered::of(config, file, selection_typed(&args), around.as_deref())
+    });
+    let stale = args
+        .max_age
+        .and_then(|age| standby::stale(cx, &prepared.plan, age));
+    let stale = stale.map(|error| Cause::of(Class::Stale, "", &error));
+    if let Some(remembered) = remembered.as_ref().filter(|_| args.if_newer)
+        && remembered.next(cx, &prepared.plan).await? == Next::Already
+    {
+        say(&format!("already at {}", prepared.plan.archive));
+        return Ok(said(stale));
+    }
     if global.json && args.dry_run {
         print_json(&prepared.plan);
     } else {
         print_plan(&prepared.plan);
     }
     if args.dry_run {
-        return Ok(Vec::new());
+        let mut causes = Vec::new();
+        for (name, preview) in prepared.preview(cx).await? {
+            preview.lines.iter().for_each(|line| output::data(line));
+            let failed = preview.failed.into_iter();
+            causes.extend(failed.map(|what| Cause::partial(&name, what)));
+        }
+        say_causes(&causes);
+        return Ok(causes);
     }
     confirm(&args)?;
-    let report = prepared.run(cx).await;
+    let plan = prepared.plan.clone();
+    let hook = config.run.before_restore.as_ref();
+    hooks::before(cx, ("before_restore", hook), &[]).await?;
+    let mut report = prepared.run(cx).await;
+    let hook = config.run.after_restore.as_ref();
+    let about = ("[run]", report.causes.is_empty());
+    let said = [("BK_ARCHIVE", plan.archive.as_str())];
+    let after = hooks::after(cx, ("after_restore", hook), about, &said).await;
+    report.causes.extend(after);
+    if let Some(remembered) = remembered.filter(|_| report.causes.is_empty()) {
+        remembered.remember(cx, &plan).await?;
+    }
+    let moment = if report.causes.is_empty() {
+        Moment::RestoreDone
+    } else {
+        Moment::RestoreFailed
+    };
+    cx.reached(moment, &report);
+    report.causes.extend(stale);
     if global.json {
         print_json(&report);
     } else {
@@ -67,6 +99,46 @@ pub async fn run(
         say(&format!("to repeat only the rest: {command}"));
     }
     Ok(report.causes)
+}
+
+fn request(args: &RestoreArgs) -> Result<Request> {
+    Ok(Request {
+        wish: wish(&args.which, args.allow_partial),
+        file: args.file.clone(),
+        selection: Selection::parse(&args.only, &args.exclude)?,
+        into: args.into.clone(),
+        renamed: args.renamed.clone(),
+        existing: args.existing.map(existing),
+        no_verify_first: args.no_verify_first,
+        offline_ok: args.which.offline_ok,
+        standby: args.standby,
+        keep_setuid: args.keep_setuid,
+        outward_links: args.outward_links,
+        recreate: args.recreate,
+        prune_objects: args.prune_objects,
+        catch_up: args.catch_up,
+        cluster_id: args.cluster_id.clone(),
+    })
+}
+
+/// What of an archive was asked for, as it was typed.
+fn selection_typed(args: &RestoreArgs) -> Vec<String> {
+    let flags = [
+        ("only", &args.only),
+        ("exclude", &args.exclude),
+        ("into", &args.into),
+        ("as", &args.renamed),
+    ];
+    flags
+        .iter()
+        .flat_map(|(flag, values)| values.iter().map(move |value| format!("--{flag} {value}")))
+        .collect()
+}
+
+fn said(cause: Option<Cause>) -> Vec<Cause> {
+    let causes: Vec<Cause> = cause.into_iter().collect();
+    say_causes(&causes);
+    causes
 }
 
 pub fn existing(arg: ExistingArg) -> Existing {
@@ -97,7 +169,11 @@ async fn list_versions(
     let mut seen = std::collections::BTreeSet::new();
     let mut rows = Vec::new();
     for (entry, summary) in catalogue.archives() {
-        if rows.len() < limit && seen.insert((summary.id.clone(), entry.version())) {
+        // In tiers one archive lies in several places: it is one version.
+        let copy = entry
+            .tier()
+            .map_or_else(|| entry.version(), |_| String::new());
+        if rows.len() < limit && seen.insert((summary.id.clone(), copy)) {
             rows.push((entry.version(), summary.created));
         }
     }
@@ -229,6 +305,9 @@ fn print(report: &RestoreReport) {
         for kept in &restored.kept {
             say(&format!("             kept, not in the archive: {kept}"));
         }
+    }
+    for released in &report.released {
+        say(&format!("  {released}"));
     }
     for healed in &report.healed {
         say(&format!("  {healed}"));

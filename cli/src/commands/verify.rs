@@ -2,17 +2,19 @@
 
 use super::{print_json, say_causes, say_warnings, wish};
 use crate::args::{Global, VerifyArgs};
-use crate::output::{bytes, count, data};
+use crate::output::{bytes, count, data, say};
 use bk_core::archive::read_at::{FileReadAt, ReadAt, SinkReadAt};
 use bk_core::catalog::{Catalogue, Entry, What};
 use bk_core::config::{Config, SinkInstance};
 use bk_core::context::Context;
-use bk_core::error::{Error, Result, not_found};
+use bk_core::error::{Error, ErrorKind, Result, not_found};
 use bk_core::report::Cause;
 use bk_core::restore::foreign::{is_foreign, unclaimed_cause};
+use bk_core::verify::dates::{self, Dates, Rotation, note_check};
 use bk_core::verify::foreign::{VerifiedForeign, verify_foreign};
-use bk_core::verify::{Verified, verify};
-use jiff::tz::TimeZone;
+use bk_core::verify::{Level, Verified, verify};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ pub async fn run(
             let verified = verify_foreign(cx, config, path).await?;
             return Ok(tell_foreign(path, &verified, global));
         }
-        let verified = verify_file(path).await;
+        let verified = verify_file(path, args.level.into()).await;
         return Ok(tell(&[(path.display().to_string(), verified)], global));
     }
     let sinks: Vec<SinkInstance> = match &args.which.from {
@@ -40,14 +42,13 @@ pub async fn run(
         .iter()
         .map(|(sink, error)| Cause::new(sink, error))
         .collect();
+    let rotates = args.sample.is_some() || args.max_age.is_some();
     let entries: Vec<&Entry> = if args.all {
-        catalogue
-            .entries
-            .iter()
-            .filter(|e| matches!(e.what, What::Archive(_) | What::Damaged(_)))
-            .collect()
+        catalogue.entries.iter().filter(|e| is_ours(e)).collect()
+    } else if rotates {
+        due(cx, &sinks, &catalogue, args).await
     } else {
-        let zone = TimeZone::get(&config.archive.timezone).unwrap_or(TimeZone::UTC);
+        let zone = config.archive.zone();
         match catalogue.choose(&wish(&args.which, true), &zone) {
             Ok(entries) => entries,
             // A damaged archive has no manifest to choose by; its name still says which one is meant.
@@ -57,22 +58,124 @@ pub async fn run(
             },
         }
     };
-    if entries.is_empty() && causes.is_empty() {
+    if entries.is_empty() && rotates && catalogue.entries.iter().any(is_ours) {
+        say("nothing is due: every copy was read lately");
+    } else if entries.is_empty() && causes.is_empty() {
         return Err(not_found("there is no archive to verify").hint("bk list --all"));
     }
+    let level = Level::from(args.level);
     let mut results = Vec::new();
-    for entry in entries {
+    for places in shared(entries, &sinks) {
+        let entry = places[0];
         let Some(sink) = sinks.iter().find(|s| s.name == entry.sink) else {
             continue;
         };
-        results.push((
-            format!("{} on {}", entry.stored.name, entry.sink),
-            verify_stored(cx, sink, entry).await,
-        ));
+        let verified = verify_stored(cx, sink, entry, level).await;
+        note(cx, sink, &catalogue, &places, (level, &verified)).await;
+        cx.check_cancelled()?;
+        results.push((format!("{} on {}", entry.stored.name, entry.sink), verified));
     }
     say_causes(&causes);
     causes.extend(tell(&results, global));
     Ok(causes)
+}
+
+fn is_ours(entry: &Entry) -> bool {
+    matches!(entry.what, What::Archive(_) | What::Damaged(_))
+}
+
+/// What `--sample` and `--max-age` ask for, sink by sink.
+async fn due<'a>(
+    cx: &Context,
+    sinks: &[SinkInstance],
+    catalogue: &'a Catalogue,
+    args: &VerifyArgs,
+) -> Vec<&'a Entry> {
+    let rotation = Rotation {
+        sample: args.sample,
+        max_age: args.max_age.and_then(|age| age.try_into().ok()),
+    };
+    let level = Level::from(args.level);
+    let mut all = Vec::new();
+    // What is only read has no place for dates: it is checked when it is named.
+    let kept = |sink: &&SinkInstance| !sink.policy.read_only || args.which.from.is_some();
+    for sink in sinks.iter().filter(kept) {
+        let dates = Dates::read(&cx.for_instance(&sink.name), &sink.sink).await;
+        let copies = catalogue
+            .entries
+            .iter()
+            .filter(|entry| entry.sink == sink.name)
+            .filter(|entry| is_ours(entry))
+            .map(|entry| {
+                let checked = dates.of(entry).and_then(|checked| checked.tried(level));
+                (entry, created(entry), checked)
+            });
+        all.extend(rotation.due(copies.collect(), cx.clock.now()));
+    }
+    all
+}
+
+/// When the archive was made; of a damaged one, when it was last changed.
+fn created(entry: &Entry) -> Timestamp {
+    let summary = entry.summary();
+    summary.map_or(entry.stored.modified, |summary| summary.created)
+}
+
+/// Places that share their bytes are read once.
+fn shared<'a>(entries: Vec<&'a Entry>, sinks: &[SinkInstance]) -> Vec<Vec<&'a Entry>> {
+    let links = |entry: &Entry| {
+        let sink = sinks.iter().find(|sink| sink.name == entry.sink);
+        sink.is_some_and(|sink| sink.sink.abilities().links)
+    };
+    let id = |entry: &Entry| entry.summary().map(|summary| summary.id.clone());
+    let mut found: Vec<Vec<&Entry>> = Vec::new();
+    for entry in entries {
+        let same = found.iter_mut().find(|places| {
+            let first = places[0];
+            links(entry)
+                && first.sink == entry.sink
+                && first.stored.etag == entry.stored.etag
+                && id(first).is_some()
+                && id(first) == id(entry)
+        });
+        match same {
+            Some(places) => places.push(entry),
+            None => found.push(vec![entry]),
+        }
+    }
+    found
+}
+
+/// Writes down how it went.
+async fn note(
+    cx: &Context,
+    sink: &SinkInstance,
+    catalogue: &Catalogue,
+    places: &[&Entry],
+    (level, verified): (Level, &Result<Verified>),
+) {
+    let outcome = match verified {
+        Ok(_) => (level, Ok(())),
+        // Nothing was learned of the archive.
+        Err(error) if matches!(error.kind, ErrorKind::Cancelled | ErrorKind::Unreachable) => return,
+        Err(error) => (level, Err(error.what.clone())),
+    };
+    if sink.policy.read_only {
+        return;
+    }
+    let cx = cx.for_instance(&sink.name);
+    let of_sink = catalogue.entries.iter().filter(|e| e.sink == sink.name);
+    let there: BTreeSet<String> = of_sink.map(dates::key_of).collect();
+    for entry in places {
+        let (copy, created) = (dates::key_of(entry), created(entry));
+        let noted = note_check(&cx, &sink.sink, &copy, created, &outcome, Some(&there));
+        if let Err(error) = noted.await {
+            say_warnings(&[format!(
+                "`{}`: the date of this check is not noted: {error}",
+                entry.stored.name
+            )]);
+        }
+    }
 }
 
 fn damaged<'a>(catalogue: &'a Catalogue, args: &VerifyArgs) -> Vec<&'a Entry> {
@@ -86,34 +189,32 @@ fn damaged<'a>(catalogue: &'a Catalogue, args: &VerifyArgs) -> Vec<&'a Entry> {
         .collect()
 }
 
-async fn verify_file(path: &Path) -> Result<Verified> {
+async fn verify_file(path: &Path, level: Level) -> Result<Verified> {
     let read = Arc::new(FileReadAt::open(path)?);
     let sums = std::fs::read_to_string(path.with_file_name(format!(
         "{}.sha256",
         path.file_name().unwrap_or_default().to_string_lossy()
     )))
     .ok();
-    verify(read, sums.as_deref()).await
+    verify(read, sums.as_deref(), level).await
 }
 
-async fn verify_stored(cx: &Context, sink: &SinkInstance, entry: &Entry) -> Result<Verified> {
+async fn verify_stored(
+    cx: &Context,
+    sink: &SinkInstance,
+    entry: &Entry,
+    level: Level,
+) -> Result<Verified> {
     let cx = cx.for_instance(&sink.name);
     let beside = sink.sink.sums(&cx, &entry.stored).await?;
     // A name's sum file is its newest version's; what earlier runs left stands in the catalogue.
-    let noted = entry.summary().and_then(|summary| {
-        let sum = summary.sha256.as_ref()?;
-        Some(format!(
-            "# id {} site {}\n{sum}  ",
-            summary.id, summary.site
-        ))
-    });
-    let sums = beside.or(noted);
+    let sums = beside.or_else(|| entry.noted_sums());
     let read: Arc<dyn ReadAt> = Arc::new(SinkReadAt::new(
         cx.clone(),
         sink.sink.clone(),
         entry.stored.clone(),
     ));
-    verify(read, sums.as_deref()).await
+    verify(read, sums.as_deref(), level).await
 }
 
 /// What others made.
@@ -171,8 +272,13 @@ fn tell(results: &[(String, Result<Verified>)], global: &Global) -> Vec<Cause> {
             } else {
                 "PARTIAL, what is inside is sound"
             };
+            let how = match verified.level {
+                Level::Listed => "  (manifest and index only)",
+                Level::Hash => "  (stored bytes, not decoded)",
+                Level::Decoded => "",
+            };
             data(&format!(
-                "{name}  {state}  {}, {}, {}",
+                "{name}  {state}  {}, {}, {}{how}",
                 bytes(verified.bytes),
                 count(verified.blocks, "block"),
                 count(verified.members, "member")

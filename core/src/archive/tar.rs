@@ -2,8 +2,10 @@
 
 use crate::archive::format::RECORD_BYTES;
 use crate::archive::tar_guard::Guarded;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::name::{MemberPath, escape};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use std::io::Read;
 
 /// What a member is.
@@ -36,6 +38,10 @@ pub struct Meta {
     pub names: (String, String),
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
+    /// Extended attributes, sorted by name: what the file has beside its bytes, its ACLs and capabilities too.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Length of a file with holes: its body is then a map and segments, as `sparse` says.
+    pub sparse: Option<u64>,
     /// Members of one inode in different units carry the same number here; their bodies are stored apart.
     pub inode_group: Option<u64>,
 }
@@ -49,6 +55,8 @@ impl Default for Meta {
             gid: 0,
             names: Default::default(),
             mtime: (0, 0),
+            xattrs: Vec::new(),
+            sparse: None,
             inode_group: None,
         }
     }
@@ -61,7 +69,10 @@ pub fn padding(len: u64) -> u64 {
 
 /// The header of a member with a body of `len` bytes, pax records first where they are needed.
 pub fn header(path: &MemberPath, meta: &Meta, len: u64) -> Vec<u8> {
-    let mut name = path.as_bytes().to_vec();
+    let mut name = match meta.sparse {
+        Some(_) => beside_its_name(path.as_bytes()),
+        None => path.as_bytes().to_vec(),
+    };
     let mut link: &[u8] = &[];
     let type_flag = match &meta.kind {
         Kind::File => tar::EntryType::Regular,
@@ -79,7 +90,7 @@ pub fn header(path: &MemberPath, meta: &Meta, len: u64) -> Vec<u8> {
         }
         Kind::Other(flag) => tar::EntryType::new(*flag),
     };
-    let pax = pax_records(&name, link, meta, len);
+    let pax = pax_records(path, &name, link, meta, len);
     let mut out = Vec::with_capacity(1536);
     if !pax.is_empty() {
         let mut extended = plain_header(
@@ -151,7 +162,13 @@ fn too_long_for_pax(text: &[u8]) -> bool {
     text.len() > 100 && text.contains(&b'\n')
 }
 
-fn pax_records(name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
+/// Where a reader that knows nothing of holes puts the stored body: `a/GNUSparseFile.0/b` for `a/b`.
+fn beside_its_name(path: &[u8]) -> Vec<u8> {
+    let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+    [&path[..at], b"GNUSparseFile.0/", &path[at..]].concat()
+}
+
+fn pax_records(path: &MemberPath, name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
     let mut out = Vec::new();
     if name.len() > 100 && !too_long_for_pax(name) {
         pax_record(&mut out, "path", name);
@@ -166,7 +183,45 @@ fn pax_records(name: &[u8], link: &[u8], meta: &Meta, len: u64) -> Vec<u8> {
     if !(0..1 << 33).contains(&seconds) || nanoseconds != 0 {
         pax_record(&mut out, "mtime", pax_time(seconds, nanoseconds).as_bytes());
     }
+    if let Some(real) = meta.sparse {
+        pax_record(&mut out, "GNU.sparse.major", b"1");
+        pax_record(&mut out, "GNU.sparse.minor", b"0");
+        pax_record(&mut out, SPARSE_NAME, path.as_bytes());
+        pax_record(&mut out, SPARSE_REAL, real.to_string().as_bytes());
+    }
+    for (name, value) in &meta.xattrs {
+        xattr_record(&mut out, name, value);
+    }
     out
+}
+
+const SPARSE_NAME: &str = "GNU.sparse.name";
+const SPARSE_REAL: &str = "GNU.sparse.realsize";
+/// As GNU tar and libarchive write attributes: the value as it is.
+const XATTR: &str = "SCHILY.xattr.";
+/// As libarchive writes them too: the name percent-encoded, the value in base64.
+const XATTR_ENCODED: &str = "LIBARCHIVE.xattr.";
+
+/// Readers of pax that cut records at line ends would lose such a value, and such a name breaks the record: these go the encoded way.
+fn xattr_record(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let plain = std::str::from_utf8(name).ok();
+    let plain = plain.filter(|name| !name.contains(['=', '%', '\n']) && !value.contains(&b'\n'));
+    if let Some(name) = plain {
+        pax_record(out, &format!("{XATTR}{name}"), value);
+    } else {
+        let name = percent_encoding::percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
+        let value = BASE64.encode(value);
+        pax_record(out, &format!("{XATTR_ENCODED}{name}"), value.as_bytes());
+    }
+}
+
+fn parse_xattr(key: &str, value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    if let Some(name) = key.strip_prefix(XATTR) {
+        return Some((name.as_bytes().to_vec(), value.to_vec()));
+    }
+    let name = key.strip_prefix(XATTR_ENCODED)?;
+    let name = percent_encoding::percent_decode_str(name).collect();
+    Some((name, BASE64.decode(value).ok()?))
 }
 
 /// Decimal seconds; before 1970 the fraction counts down from the next whole second.
@@ -250,6 +305,11 @@ pub fn read_foreign_members<R: Read>(
         match head.meta.kind {
             // Its records were looked at when it was read.
             Kind::Other(b'g') => Ok(()),
+            _ if head.meta.sparse.is_some() => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("`{}` is stored with its holes", head.path),
+            )
+            .hint("unpack the tar with GNU tar, and restore from the folder")),
             _ => each(head, body),
         }
     })
@@ -321,6 +381,8 @@ fn head<R: Read>(
             header.groupname().ok().flatten().unwrap_or("").to_owned(),
         ),
         mtime: (header.mtime()? as i64, 0),
+        xattrs: Vec::new(),
+        sparse: None,
         inode_group: None,
     };
     if type_flag == tar::EntryType::Directory && name.last() == Some(&b'/') {
@@ -335,6 +397,21 @@ fn head<R: Read>(
                 return Err(std::io::Error::other(Error::corrupt(
                     "a global header gives all members of the tar one name or size: what others read in it is not what stands there",
                 )));
+            }
+            let key = record.key().unwrap_or_default();
+            if key == SPARSE_NAME {
+                name = named(record.value_bytes().to_vec());
+            } else if key == SPARSE_REAL {
+                let real = record.value().ok().and_then(|text| text.parse().ok());
+                meta.sparse = Some(real.ok_or_else(|| {
+                    std::io::Error::other(Error::corrupt(
+                        "the length of a sparse file is malformed",
+                    ))
+                })?);
+            } else if let Some(xattr) = parse_xattr(key, record.value_bytes())
+                && !meta.xattrs.iter().any(|(name, _)| *name == xattr.0)
+            {
+                meta.xattrs.push(xattr);
             }
             if record.key_bytes() == b"mtime" {
                 let time = record.value().ok().and_then(parse_pax_time);
@@ -401,6 +478,12 @@ mod tests {
                 gid: 3_000_000_000,
                 names: ("root".into(), "staff".into()),
                 mtime,
+                xattrs: vec![
+                    (b"system.posix_acl_access".to_vec(), vec![2, 0, 10, 0, 255]),
+                    (b"user.plain".to_vec(), b"value = 1".to_vec()),
+                    (b"user.a=b%\xff".to_vec(), b"".to_vec()),
+                ],
+                sparse: (kind == Kind::File && !path.contains('\n')).then_some(1 << 40),
                 inode_group: None,
             };
             let body: &[u8] = if kind == Kind::File {

@@ -10,10 +10,13 @@ use crate::catalog::Summary;
 use crate::config::{PruneWhen, SinkInstance};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, bug, conflict};
+use crate::event::Moment;
 use crate::manifest::{Instance, Manifest, State};
 use crate::report::{BackupReport, Cause, Class, SourceReport};
 use crate::sink::{Seal, Stored, Upload};
-use crate::{pins, prune};
+use crate::verify::Level;
+use crate::verify::dates::{self, note_check};
+use crate::{pins, prune, tiers};
 use futures::future::join_all;
 use jiff::tz::TimeZone;
 
@@ -70,6 +73,10 @@ impl Backup<'_> {
         report.bytes = written.bytes;
         report.raw_bytes = written.raw_bytes;
         report.sha256.clone_from(&written.sha256);
+        let sealed = serde_json::json!({
+            "name": report.name, "id": report.id, "bytes": report.bytes, "sha256": report.sha256, "complete": complete
+        });
+        cx.reached(Moment::BackupSealed, &sealed);
         let uploads = tee.close().await;
         if !publishable || cx.cancel.is_cancelled() {
             for (name, upload) in uploads {
@@ -106,6 +113,9 @@ impl Backup<'_> {
                 stored.push((name.clone(), copy.clone()));
             }
             self.published(&name, result, report);
+            if let Some(sink) = report.sinks.iter().find(|sink| sink.name == name) {
+                cx.for_instance(&name).reached(Moment::BackupStored, sink);
+            }
         }
         self.after_publish(cx, zone, &manifest, &written, &stored, report)
             .await;
@@ -234,6 +244,13 @@ impl Backup<'_> {
                     ..Summary::from(manifest)
                 };
                 crate::catalog::remember(&cx, &instance.sink, &stored.1, summary).await;
+                let read = (Level::Hash, Ok(()));
+                let created = manifest.created;
+                let copy = dates::key(&stored.1, &manifest.id);
+                let noted = note_check(&cx, &instance.sink, &copy, created, &read, None);
+                if let Err(error) = noted.await {
+                    tracing::debug!(%error, "the date of the check is not noted");
+                }
             }
             if self.plan.pin
                 && let Err(error) = pins::pin(
@@ -248,6 +265,17 @@ impl Backup<'_> {
                     "`{}`: the archive could not be pinned: {error}",
                     instance.name
                 ));
+            }
+            if self.plan.tier.is_none() && manifest.complete && !manifest.subset {
+                match tiers::promote(&cx, instance, zone).await {
+                    Ok(placed) => {
+                        report.sinks[at].placed = placed.into_iter().map(|p| p.name).collect();
+                    }
+                    Err(error) => report.warnings.push(format!(
+                        "`{}`: the archive was not placed for its week, month or year: {error}",
+                        instance.name
+                    )),
+                }
             }
             // A partial run prunes nothing.
             if manifest.complete

@@ -5,9 +5,10 @@ use crate::archive::output::Output;
 use crate::config::SourceInstance;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
-use crate::event::Event;
+use crate::event::{Event, Moment};
+use crate::hooks;
 use crate::manifest::{Instance, State};
-use crate::report::SourceReport;
+use crate::report::{Cause, SourceReport};
 use crate::source::{Facts, Health, PointInTime, Snapshot};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ pub(super) struct Running<'a> {
     pub(super) facts: Facts,
     pub(super) began: Instant,
     pub(super) milliseconds: u64,
+    /// Whether what comes after it must run.
+    pub(super) has_begun: bool,
+    /// Whether hooks were told that it is done.
+    pub(super) is_told: bool,
 }
 
 impl Running<'_> {
@@ -58,12 +63,11 @@ impl Running<'_> {
 
     pub(super) async fn close(&mut self, limit: Duration) {
         let Some(snapshot) = self.snapshot.take() else {
+            self.tell_done();
             return;
         };
         self.milliseconds = self.began.elapsed().as_millis() as u64;
-        let mut cx = self.cx.clone();
-        // Cleaning up must go on when the run is stopped.
-        cx.cancel = tokio_util::sync::CancellationToken::new();
+        let cx = self.cx.unstopped();
         match tokio::time::timeout(limit, snapshot.close(&cx)).await {
             Ok(Ok(facts)) => self.facts = facts,
             Ok(Err(error)) => {
@@ -77,6 +81,26 @@ impl Running<'_> {
             }
         }
         self.cx.tell(&Event::Done);
+        self.tell_done();
+    }
+
+    /// Once, however it ended.
+    fn tell_done(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            self.cx.reached(Moment::BackupSourceDone, &self.report().0);
+        }
+    }
+
+    /// Once, also when something failed; the run may be stopped already.
+    pub(super) async fn after_backup(&mut self) -> Option<Cause> {
+        if !std::mem::take(&mut self.has_begun) {
+            return None;
+        }
+        let hook = self.instance.hooks.after_backup.as_ref();
+        let name = self.instance.name.as_str();
+        let about = (name, self.error.is_none());
+        let said = [("BK_INSTANCE", name)];
+        hooks::after(&self.cx, ("after_backup", hook), about, &said).await
     }
 
     pub(super) fn report(&self) -> (SourceReport, Instance) {

@@ -138,11 +138,17 @@ fn leaf(value: Value, origin: &Origin) -> Leaf {
     }
 }
 
+/// Line and column of this byte, from 1.
+pub(crate) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..offset.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    (line, column)
+}
+
 pub(super) fn parse(text: &str, problems: &mut Problems<'_>) -> Node {
     let position = |offset: usize| {
-        let before = &text[..offset.min(text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let (line, column) = line_and_column(text, offset);
         Origin::File(line, column)
     };
     let (table, errors) = DeTable::parse_recoverable(text);

@@ -14,7 +14,9 @@ use crate::event::Event;
 use crate::name::{MemberPath, escape};
 use crate::plan::{RestorePlan, Target};
 use crate::report::Cause;
-use crate::restore::input::{Body, BodyStream, Counted, Counts, Delivered, Input, Member, pump};
+use crate::restore::input::{
+    Body, BodyStream, Counted, Counts, Delivered, Input, Member, pump, too_long,
+};
 use crate::restore::{Origin, Prepared, Request};
 use crate::selector::{Matched, parse_into};
 use crate::source::{Candidate, Claim, Facts, RestoreOptions, Selected};
@@ -103,7 +105,10 @@ pub async fn prepare<'a>(
 ) -> Result<Prepared<'a>> {
     let thing = Arc::new(thing);
     cx.tell(&Event::Phase("looking"));
-    let candidates = scan(cx, &thing).await?;
+    // A part of it may be wanted though another part is a bomb.
+    let is_whole = request.selection.only.is_empty() && request.selection.exclude.is_empty();
+    let sources = if is_whole { &config.sources[..] } else { &[] };
+    let candidates = scan(cx, &thing, sources).await?;
     let noted = compare_checksums(cx, &thing, &candidates).await?;
     let mut left_out = HashSet::new();
     let found = claims(config, &request, &thing, &candidates, &mut left_out)?;
@@ -116,6 +121,7 @@ pub async fn prepare<'a>(
         archive: thing.name.clone(),
         created: jiff::Timestamp::from_second(thing.modified)
             .map_err(|e| bug(format!("a file's time: {e}")))?,
+        site: String::new(),
         tool: "others".into(),
         complete: true,
         foreign: true,
@@ -164,9 +170,14 @@ pub async fn prepare<'a>(
     })
 }
 
-/// Every entry with its first bytes and its neighbours.
-pub(crate) async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candidate>> {
+/// Every entry with its first bytes and its neighbours. What is longer than any of these sources can take is refused where it begins.
+pub(crate) async fn scan(
+    cx: &Context,
+    thing: &Arc<Foreign>,
+    sources: &[SourceInstance],
+) -> Result<Vec<Candidate>> {
     let (thing, cx, runtime) = (thing.clone(), cx.clone(), Handle::current());
+    let sources: Vec<_> = sources.iter().map(|s| s.source.clone()).collect();
     let mut candidates = blocking(move || {
         let mut candidates = Vec::new();
         let mut heads = 0;
@@ -178,13 +189,18 @@ pub(crate) async fn scan(cx: &Context, thing: &Arc<Foreign>) -> Result<Vec<Candi
             } else {
                 Bytes::new()
             };
-            candidates.push(Candidate {
+            let candidate = Candidate {
                 path: entry.path,
                 kind: entry.meta.kind,
                 len: entry.len,
                 head,
                 beside: Arc::default(),
-            });
+            };
+            let most = sources.iter().find_map(|s| s.most_bytes(&candidate));
+            if let Some(most) = most.filter(|most| candidate.len > *most) {
+                return Err(too_long(&candidate.path.to_string(), most));
+            }
+            candidates.push(candidate);
             Ok(())
         })?;
         Ok(candidates)
@@ -498,6 +514,7 @@ fn target(
         rows: 0,
         bytes: ours.map(|c| c.len).sum(),
         into: super::into_lines(options),
+        groups: options.into_group.clone(),
     }
 }
 
@@ -582,7 +599,13 @@ impl Claimed {
             };
             seen.insert(head.path.clone());
             cx.tell(&Event::Bytes(head.len));
-            self.member(claim, head, &mut Watched { body, cx }, members)
+            let shown = head.path.to_string();
+            let mut watched = Watched { body, cx, members };
+            self.member(claim, head, &mut watched, members)?;
+            // What nobody wants any more is not read to its end.
+            std::io::copy(&mut watched, &mut std::io::sink())
+                .map(drop)
+                .map_err(|e| said(e, &shown))
         })?;
         let seen = seen.len() as u64;
         if seen == claimed {
@@ -666,15 +689,19 @@ impl Claimed {
     }
 }
 
-/// A body that ends when the run must stop.
+/// A body that ends when the run must stop, or when its source has gone.
 struct Watched<'a> {
     body: &'a mut dyn Read,
     cx: &'a Context,
+    members: &'a mpsc::Sender<Result<Member>>,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.cx.check_cancelled().map_err(std::io::Error::other)?;
+        if self.members.is_closed() {
+            return Err(std::io::Error::other(Error::cancelled()));
+        }
         self.body.read(buffer)
     }
 }

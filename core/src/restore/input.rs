@@ -12,7 +12,7 @@ use crate::source::Facts;
 use bytes::Bytes;
 use futures::StreamExt;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -34,12 +34,42 @@ pub struct UnitCount {
     pub name: String,
     /// Stage.
     pub stage: Stage,
-    /// Tar members.
+    /// Members, as a restore gets them: a body that was stored in parts is one.
     pub members: u64,
     /// Rows, documents, entries.
     pub rows: u64,
     /// Bytes of bodies.
     pub bytes: u64,
+}
+
+/// What a target acknowledged so far, member by member.
+#[derive(Debug, Default)]
+pub struct Counting(BTreeMap<(String, String, Stage), (u64, u64, u64)>);
+
+impl Counting {
+    /// One member more of this unit.
+    pub fn member(&mut self, unit: &(String, String), stage: Stage, rows: u64, bytes: u64) {
+        let count = self
+            .0
+            .entry((unit.0.clone(), unit.1.clone(), stage))
+            .or_default();
+        *count = (count.0 + 1, count.1 + rows, count.2 + bytes);
+    }
+
+    /// For the tally.
+    pub fn units(self) -> Vec<UnitCount> {
+        let counts = self.0.into_iter();
+        counts
+            .map(|((group, name, stage), (members, rows, bytes))| UnitCount {
+                group,
+                name,
+                stage,
+                members,
+                rows,
+                bytes,
+            })
+            .collect()
+    }
 }
 
 /// Counts of many units: their names stand elsewhere, once. Cheap to clone.
@@ -82,6 +112,21 @@ impl Counts {
     pub(crate) fn all(&self) -> Vec<UnitCount> {
         self.of_stage(None).collect()
     }
+
+    /// The same counts as whoever restores makes them: a body that came in parts is one member.
+    pub(crate) fn without_further_parts(&self, parts: &HashMap<(u32, Stage), u64>) -> Self {
+        let counted = self.counted.iter().map(|count| {
+            let further = parts.get(&(count.unit, count.stage)).copied();
+            Counted {
+                members: count.members - further.unwrap_or_default().min(count.members),
+                ..*count
+            }
+        });
+        Self {
+            names: self.names.clone(),
+            counted: Arc::new(counted.collect()),
+        }
+    }
 }
 
 /// What is selected of one instance.
@@ -110,6 +155,8 @@ pub(crate) struct Delivered {
     pub(crate) counts: HashMap<(u32, Stage), (u64, u64)>,
     /// Members and bytes that the index declares; not one more is believed.
     pub(crate) declared: HashMap<(u32, Stage), (u64, u64)>,
+    /// Members that were no more than a further part of a body: whoever restores counts that body once.
+    pub(crate) further_parts: HashMap<(u32, Stage), u64>,
     pub(crate) paths: HashSet<u64>,
     pub(crate) failure: Option<Error>,
 }
@@ -289,6 +336,13 @@ pub struct Member {
     pub body: Body,
 }
 
+/// What is no real thing of its kind.
+pub(crate) fn too_long(path: &str, most: u64) -> Error {
+    Error::corrupt(format!(
+        "`{path}` has more than {most} bytes, which nothing of its kind has"
+    ))
+}
+
 impl Member {
     /// The whole body of what others made, in memory: unless it is larger than such a thing ever is.
     pub async fn bytes_up_to(self, most: usize) -> Result<Bytes> {
@@ -299,10 +353,7 @@ impl Member {
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await? {
             if bytes.len() + chunk.len() > most {
-                return Err(Error::corrupt(format!(
-                    "`{}` has more than {most} bytes, which nothing of its kind has",
-                    self.path
-                )));
+                return Err(too_long(&self.path.to_string(), most as u64));
             }
             bytes.extend_from_slice(&chunk);
         }
@@ -331,6 +382,17 @@ pub enum Body {
     Whole(Bytes),
     /// More: it holds the sequence until it is read or dropped. Read to the end, or the member does not count as restored.
     Stream(BodyStream),
+}
+
+impl Body {
+    /// The next bytes, however it comes, or nothing at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Whole(bytes) if bytes.is_empty() => Ok(None),
+            Self::Whole(bytes) => Ok(Some(std::mem::take(bytes))),
+            Self::Stream(stream) => stream.next().await,
+        }
+    }
 }
 
 /// A large body as it comes.
@@ -564,6 +626,12 @@ impl Cutter {
                 Body::Stream(BodyStream { chunks: receiver }),
             )?;
             *joining = Some((whole.to_owned(), chunks));
+        } else {
+            let mut delivered = lock(&self.delivered);
+            *delivered
+                .further_parts
+                .entry((unit, self.stage))
+                .or_default() += 1;
         }
         match joining {
             Some((_, chunks)) => self.pump_or_break(&chunks.clone(), body, u64::MAX),

@@ -32,7 +32,7 @@ pub struct VerifiedForeign {
 /// Reads it all, and touches no server.
 pub async fn verify_foreign(cx: &Context, config: &Config, path: &Path) -> Result<VerifiedForeign> {
     let thing = Arc::new(Foreign::open(path).await?);
-    let candidates = scan(cx, &thing).await?;
+    let candidates = scan(cx, &thing, &config.sources).await?;
     let notes = compare_checksums(cx, &thing, &candidates).await?;
     let mut left_out = HashSet::new();
     let request = Request::default();

@@ -47,10 +47,7 @@ impl Store {
             Ok(published) => published,
             Err(error) => {
                 // Also when the run was told to stop.
-                let cx = Context {
-                    cancel: tokio_util::sync::CancellationToken::new(),
-                    ..cx.clone()
-                };
+                let cx = cx.unstopped();
                 if let Err(left) = super::upload::abort(&cx, self, key, &upload).await {
                     tracing::warn!(error = %left, "an upload stays, the next run cleans up");
                 }

@@ -6,6 +6,7 @@ use super::store::{NULL, Store, Versioning, timestamp, unquoted, version_word};
 use aws_sdk_s3::types::{EncodingType, ObjectVersionStorageClass};
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, conflict};
+use bk_core::layout::{self, file_name, folders_above};
 use bk_core::sink::{Care, Filter, Stored, looks_like_an_archive};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::{Timestamp, ToSpan};
@@ -29,12 +30,53 @@ pub struct Version {
     pub marker: bool,
 }
 
+/// Versions, and folders that were not gone into.
+type Listed = (Vec<Version>, BTreeSet<String>);
+
+/// How far a listing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    /// What lies in folders beneath is left out.
+    Folder,
+    /// Everything that begins so.
+    All,
+}
+
+impl Depth {
+    fn delimiter(self) -> Option<String> {
+        (self == Self::Folder).then(|| "/".to_owned())
+    }
+}
+
+/// What looks like an archive, with the names that it has beneath the prefix.
+fn archives(versions: &[Version], prefix: &str, filter: &Filter) -> Vec<Stored> {
+    let hidden: BTreeMap<&str, Timestamp> = versions
+        .iter()
+        .filter(|v| v.marker && v.latest)
+        .map(|v| (v.key.as_str(), v.modified))
+        .collect();
+    let mut first = BTreeSet::new();
+    versions
+        .iter()
+        .filter(|v| !v.marker)
+        .filter_map(|v| {
+            let name = v.key.strip_prefix(prefix)?;
+            let newest = first.insert(v.key.as_str());
+            let hidden = hidden.get(v.key.as_str()).filter(|_| newest).copied();
+            let file = file_name(name);
+            let fits = file.starts_with(&filter.prefix) && looks_like_an_archive(file);
+            let lies_well = folders_above(name).all(layout::is_folder);
+            (fits && lies_well).then(|| v.stored(name, hidden))
+        })
+        .collect()
+}
+
 impl Store {
     /// All that lies there and looks like an archive, of this site and of others.
     pub async fn list(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
-        let mut found = self.archives(cx, &self.prefix, filter).await?;
+        let mut found = self.own(cx, filter).await?;
         if filter.care == Care::Delete {
-            let again = self.archives(cx, &self.prefix, filter).await?;
+            let again = self.own(cx, filter).await?;
             if again != found {
                 return Err(cut("two listings in a row differ"));
             }
@@ -44,7 +86,9 @@ impl Store {
         }
         let foreign = &self.settings.foreign_prefix;
         if *foreign != self.prefix && filter.care == Care::Look {
-            match self.archives(cx, foreign, filter).await {
+            let kept = self.versioning(cx).await?;
+            let listed = self.beneath(cx, kept, foreign, Depth::Folder).await;
+            match listed.map(|(listed, _)| archives(&listed, foreign, filter)) {
                 Ok(others) => found.extend(others.into_iter().map(|stored| Stored {
                     name: format!("/{foreign}{}", stored.name),
                     ..stored
@@ -86,62 +130,68 @@ impl Store {
             .await
     }
 
-    async fn archives(&self, cx: &Context, prefix: &str, filter: &Filter) -> Result<Vec<Stored>> {
-        let start = format!("{prefix}{}", filter.prefix);
-        let versions = match self.versioning(cx).await? {
-            Versioning::Never => self.plain(cx, &start).await?,
-            _ => self.versions(cx, &start, Some("/")).await?,
-        };
-        let hidden: BTreeMap<&str, Timestamp> = versions
-            .iter()
-            .filter(|v| v.marker && v.latest)
-            .map(|v| (v.key.as_str(), v.modified))
-            .collect();
-        let mut first = BTreeSet::new();
-        Ok(versions
-            .iter()
-            .filter(|v| !v.marker)
-            .filter_map(|v| {
-                let name = v.key.strip_prefix(prefix)?;
-                let newest = first.insert(v.key.as_str());
-                let hidden = hidden.get(v.key.as_str()).filter(|_| newest).copied();
-                looks_like_an_archive(name).then(|| v.stored(name, hidden))
-            })
-            .collect())
+    async fn own(&self, cx: &Context, filter: &Filter) -> Result<Vec<Stored>> {
+        let listed = self.of_all_layouts(cx, self.versioning(cx).await?).await?;
+        Ok(archives(&listed, &self.prefix, filter))
     }
 
     /// Every version of this site's archives, delete markers too.
     pub async fn versions_of_archives(&self, cx: &Context) -> Result<Vec<Version>> {
-        let mut listed = match self.versioning(cx).await? {
-            Versioning::Never => self.plain(cx, &self.prefix).await?,
-            _ => self.versions(cx, &self.prefix, Some("/")).await?,
-        };
+        let mut listed = self.of_all_layouts(cx, self.versioning(cx).await?).await?;
         listed.retain(|v| {
             let name = v.key.strip_prefix(&self.prefix);
-            name.is_some_and(looks_like_an_archive)
+            name.is_some_and(|name| looks_like_an_archive(file_name(name)))
         });
         Ok(listed)
+    }
+
+    /// Every version right beneath the prefix, and in the folders of a layout.
+    async fn of_all_layouts(&self, cx: &Context, kept: Versioning) -> Result<Vec<Version>> {
+        let (mut found, folders) = self.beneath(cx, kept, &self.prefix, Depth::Folder).await?;
+        for folder in self.layouts_among(folders) {
+            let (listed, _) = self.beneath(cx, kept, &folder, Depth::All).await?;
+            found.extend(listed);
+        }
+        Ok(found)
+    }
+
+    /// Folders that a layout makes.
+    fn layouts_among(&self, folders: BTreeSet<String>) -> impl Iterator<Item = String> {
+        let is_ours = |folder: &String| {
+            let name = folder.strip_prefix(&self.prefix);
+            let name = name.and_then(|name| name.strip_suffix('/'));
+            name.is_some_and(layout::is_folder)
+        };
+        folders.into_iter().filter(is_ours)
+    }
+
+    async fn beneath(
+        &self,
+        cx: &Context,
+        kept: Versioning,
+        prefix: &str,
+        depth: Depth,
+    ) -> Result<Listed> {
+        match kept {
+            Versioning::Never => self.plain(cx, prefix, depth).await,
+            _ => self.versions(cx, prefix, depth).await,
+        }
     }
 
     /// Every version of one key, newest first, delete markers too.
     pub async fn versions_of(&self, cx: &Context, key: &str) -> Result<Vec<Version>> {
         let listed = match self.versioning(cx).await? {
-            Versioning::Never => self.plain(cx, key).await?,
-            _ => self.versions(cx, key, None).await?,
+            Versioning::Never => self.plain(cx, key, Depth::Folder).await?,
+            _ => self.versions(cx, key, Depth::All).await?,
         };
-        Ok(listed.into_iter().filter(|v| v.key == key).collect())
+        Ok(listed.0.into_iter().filter(|v| v.key == key).collect())
     }
 
-    /// Every version of every key that begins so. With a delimiter, what lies in folders beneath is left out.
-    async fn versions(
-        &self,
-        cx: &Context,
-        prefix: &str,
-        delimiter: Option<&str>,
-    ) -> Result<Vec<Version>> {
+    /// Every version of every key that begins so.
+    async fn versions(&self, cx: &Context, prefix: &str, depth: Depth) -> Result<Listed> {
         for _ in 0..STARTS {
-            if let Some(versions) = self.pages(cx, prefix, delimiter).await? {
-                return Ok(versions);
+            if let Some(listed) = self.pages(cx, prefix, depth).await? {
+                return Ok(listed);
             }
             tracing::info!(prefix, "the listing lost its place, it starts over");
         }
@@ -149,13 +199,9 @@ impl Store {
     }
 
     /// Nothing when a marker went while the next page was made.
-    async fn pages(
-        &self,
-        cx: &Context,
-        prefix: &str,
-        delimiter: Option<&str>,
-    ) -> Result<Option<Vec<Version>>> {
+    async fn pages(&self, cx: &Context, prefix: &str, depth: Depth) -> Result<Option<Listed>> {
         let mut found = Vec::new();
+        let mut folders = BTreeSet::new();
         let mut seen = BTreeSet::new();
         let mut marker: Option<(String, Option<String>)> = None;
         loop {
@@ -169,7 +215,7 @@ impl Store {
                         .bucket(self.bucket())
                         .prefix(prefix)
                         .encoding_type(EncodingType::Url)
-                        .set_delimiter(delimiter.map(str::to_owned))
+                        .set_delimiter(depth.delimiter())
                         .set_key_marker(key)
                         .set_version_id_marker(version.flatten())
                         .send()
@@ -183,6 +229,8 @@ impl Store {
                 return Ok(None);
             }
             let encoded = page.encoding_type().is_some();
+            let beneath = page.common_prefixes().iter();
+            folders.extend(beneath.map(|folder| decoded(folder.prefix(), encoded)));
             found.extend(page.versions().iter().map(|v| {
                 Version {
                     key: decoded(v.key(), encoded),
@@ -216,7 +264,7 @@ impl Store {
                         .then(b.modified.cmp(&a.modified))
                         .then(b.latest.cmp(&a.latest))
                 });
-                return Ok(Some(found));
+                return Ok(Some((found, folders)));
             }
             let next = (
                 decoded(page.next_key_marker(), encoded),
@@ -241,8 +289,9 @@ impl Store {
     }
 
     /// What lies there now, where there are no versions.
-    async fn plain(&self, cx: &Context, prefix: &str) -> Result<Vec<Version>> {
+    async fn plain(&self, cx: &Context, prefix: &str, depth: Depth) -> Result<Listed> {
         let mut found = Vec::new();
+        let mut folders = BTreeSet::new();
         let mut token: Option<String> = None;
         let mut seen = BTreeSet::new();
         loop {
@@ -254,7 +303,7 @@ impl Store {
                         .list_objects_v2()
                         .bucket(self.bucket())
                         .prefix(prefix)
-                        .delimiter("/")
+                        .set_delimiter(depth.delimiter())
                         .encoding_type(EncodingType::Url)
                         .set_continuation_token(token.clone())
                         .send()
@@ -262,6 +311,8 @@ impl Store {
                 .await
                 .map_err(|fault| fault.while_trying(&format!("list {}", self.place())))?;
             let encoded = page.encoding_type().is_some();
+            let beneath = page.common_prefixes().iter();
+            folders.extend(beneath.map(|folder| decoded(folder.prefix(), encoded)));
             found.extend(page.contents().iter().map(|object| Version {
                 key: decoded(object.key(), encoded),
                 id: NULL.into(),
@@ -273,7 +324,7 @@ impl Store {
                 marker: false,
             }));
             if !page.is_truncated().unwrap_or(false) {
-                return Ok(found);
+                return Ok((found, folders));
             }
             token = page.next_continuation_token().map(str::to_owned);
             if token
@@ -293,10 +344,10 @@ impl Store {
         found: &[Stored],
     ) -> Result<()> {
         let names: BTreeSet<&str> = found.iter().map(|s| s.name.as_str()).collect();
-        let start = format!("{}{}", self.prefix, filter.prefix);
-        for object in self.plain(cx, &start).await? {
-            let name = object.key.strip_prefix(&self.prefix).unwrap_or_default();
-            if looks_like_an_archive(name) && !names.contains(name) {
+        let now = self.of_all_layouts(cx, Versioning::Never).await?;
+        for object in archives(&now, &self.prefix, filter) {
+            let name = &object.name;
+            if !names.contains(name.as_str()) {
                 return Err(cut(&format!("`{name}` is there and has no version in it")));
             }
         }
@@ -305,7 +356,7 @@ impl Store {
 
     /// Names that begin so and lie in the folder, with their times; folders end with `/`.
     pub async fn names(&self, cx: &Context, prefix: &str) -> Result<Vec<(String, Timestamp)>> {
-        let found = self.plain(cx, prefix).await?;
+        let (found, _) = self.plain(cx, prefix, Depth::Folder).await?;
         Ok(found.into_iter().map(|v| (v.key, v.modified)).collect())
     }
 

@@ -1,6 +1,7 @@
 //! Settings of the sink `s3`. Their doc comments are the reference.
 
 use bk_core::error::Result;
+use bk_core::layout::Layout;
 use bk_core::secret::Secret;
 use bk_core::settings::{ByteSize, Settings};
 use schemars::JsonSchema;
@@ -24,6 +25,10 @@ pub struct S3Settings {
     /// Where archives of other programs lie, which are listed and restored from, never written or deleted; without it the bucket's root.
     #[serde(default)]
     pub foreign_prefix: String,
+    /// `flat`: all archives right beneath the prefix. `dates`: each beneath its day, `2026-08-22/`. `tiers`: in `daily/20260822/`, and the first of each week, month and year as a second copy in
+    /// `weekly/2026-week34/`, `monthly/2026-08/` and `yearly/2026/`.
+    #[serde(default)]
+    pub layout: Layout,
     /// `https://HOST:PORT` of the store; without it Amazon's of the region.
     pub endpoint: Option<String>,
     /// The region; without it what the environment says, else `us-east-1`.

@@ -356,11 +356,8 @@ impl Multipart {
             task.abort();
             let _ = task.await;
         }
-        let cx = Context {
-            // A run that was told to stop still tidies up, within its own limit.
-            cancel: tokio_util::sync::CancellationToken::new(),
-            ..self.cx.clone()
-        };
+        // A run that was told to stop still tidies up, within its own limit.
+        let cx = self.cx.unstopped();
         self.cx = cx.clone();
         let ended = async {
             self.end_twin().await;

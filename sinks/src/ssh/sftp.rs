@@ -2,6 +2,7 @@
 
 use crate::ssh::Place;
 use crate::ssh::login::{self, Login, lock};
+use crate::ssh::watched::Watched;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, bug};
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Patience with one answer; a stall is noticed earlier (`STALL`).
 const ANSWER_SECONDS: u64 = 600;
@@ -32,6 +34,8 @@ pub struct Sftp {
     extensions: HashMap<String, String>,
     /// An answer failed to come, whatever the connection says of itself.
     is_dead: AtomicBool,
+    /// Fires when the server ends the session.
+    ended: CancellationToken,
     /// Bytes that one read may ask for.
     pub read_bytes: u64,
     /// `user@host`, for people.
@@ -100,7 +104,9 @@ impl Sftp {
             request_timeout_secs: ANSWER_SECONDS,
             ..Config::default()
         };
-        let raw = RawSftpSession::new_with_config(channel.into_stream(), config);
+        let ended = CancellationToken::new();
+        let stream = Watched::new(channel.into_stream(), ended.clone());
+        let raw = RawSftpSession::new_with_config(stream, config);
         let begun = tokio::time::timeout(STALL, raw.init()).await;
         let version = begun
             .map_err(|_| ())
@@ -114,6 +120,7 @@ impl Sftp {
             login,
             extensions: version.extensions,
             is_dead: AtomicBool::new(false),
+            ended,
             read_bytes: USUAL_BYTES,
             place: shown,
         };
@@ -133,7 +140,9 @@ impl Sftp {
 
     /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
-        self.is_dead.load(Ordering::Relaxed) || self.login.handle.is_closed()
+        self.is_dead.load(Ordering::Relaxed)
+            || self.ended.is_cancelled()
+            || self.login.handle.is_closed()
     }
 
     /// Nobody asks it any more.
@@ -176,13 +185,28 @@ impl Sftp {
         }
     }
 
+    /// What is asked, unless the session ends before the answer comes.
+    async fn while_it_lasts<T>(
+        &self,
+        work: impl Future<Output = std::result::Result<T, SftpError>>,
+    ) -> std::result::Result<T, SftpError> {
+        tokio::select! {
+            biased;
+            answer = work => answer,
+            () = self.ended.cancelled() => {
+                Err(SftpError::UnexpectedBehavior("the server ended the session".into()))
+            }
+        }
+    }
+
     async fn done<T>(
         &self,
         doing: &str,
         path: &str,
         work: impl Future<Output = std::result::Result<T, SftpError>>,
     ) -> Done<T> {
-        work.await.map_err(|e| self.failure(doing, path, &e))
+        let answer = self.while_it_lasts(work).await;
+        answer.map_err(|e| self.failure(doing, path, &e))
     }
 
     /// The same of what a server answers at once.
@@ -192,7 +216,7 @@ impl Sftp {
         path: &str,
         work: impl Future<Output = std::result::Result<T, SftpError>>,
     ) -> Done<T> {
-        let work = tokio::time::timeout(STALL, work);
+        let work = tokio::time::timeout(STALL, self.while_it_lasts(work));
         let answer = work.await.unwrap_or(Err(SftpError::Timeout));
         answer.map_err(|e| self.failure(doing, path, &e))
     }
@@ -211,7 +235,8 @@ impl Sftp {
             .handle;
         let mut found = Vec::new();
         let ended = loop {
-            let read = tokio::time::timeout(STALL, self.raw.readdir(&*handle));
+            let names = self.while_it_lasts(self.raw.readdir(&*handle));
+            let read = tokio::time::timeout(STALL, names);
             match read.await.unwrap_or(Err(SftpError::Timeout)) {
                 Ok(names) => found.extend(
                     names
@@ -260,7 +285,8 @@ impl Sftp {
         let mut bytes = Vec::with_capacity(len as usize);
         while (bytes.len() as u64) < len {
             let (from, rest) = (at + bytes.len() as u64, len - bytes.len() as u64);
-            match self.raw.read(handle, from, rest as u32).await {
+            let read = self.raw.read(handle, from, rest as u32);
+            match self.while_it_lasts(read).await {
                 Ok(data) if data.data.is_empty() => break,
                 Ok(data) => bytes.extend_from_slice(&data.data),
                 Err(SftpError::Status(status)) if status.status_code == StatusCode::Eof => break,

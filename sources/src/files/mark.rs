@@ -17,6 +17,9 @@ pub const MARK_NAME: &str = ".bk_unfinished_restore";
 pub struct Mark {
     /// Each with what it selected.
     pub restores: Vec<Unfinished>,
+    /// Ids of others that one of these covers: their temporary files may still lie here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leftovers: Vec<String>,
 }
 
 impl Mark {
@@ -48,7 +51,8 @@ pub fn read(folder: &Path) -> Result<Option<Mark>> {
     })
 }
 
-/// Sets the mark for a restore that begins. Restores that it covers are forgotten, and their ids given back: it will write what they owed.
+/// Sets the mark for a restore that begins. Restores that it covers are forgotten, since it will write what they owed. Given back are the ids of all
+/// whose temporary files may lie here: also of those that were covered by one that did not finish either.
 pub fn begin(folder: &Path, mine: Unfinished) -> Result<Vec<String>> {
     let mut mark = read(folder)?.unwrap_or_default();
     let (covered, mut others): (Vec<_>, Vec<_>) = mark
@@ -57,8 +61,10 @@ pub fn begin(folder: &Path, mine: Unfinished) -> Result<Vec<String>> {
         .partition(|other| other.is_covered_by(&mine.selected));
     others.push(mine);
     mark.restores = others;
+    mark.leftovers
+        .extend(covered.into_iter().map(|restore| restore.id));
     write(folder, &mark)?;
-    Ok(covered.into_iter().map(|restore| restore.id).collect())
+    Ok(mark.leftovers)
 }
 
 /// Takes this restore out of the mark; the last one takes the mark away.

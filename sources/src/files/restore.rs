@@ -97,6 +97,7 @@ impl Restoring {
             keep_setuid: self.how.keep_setuid,
             owners: rustix::process::geteuid().is_root(),
             outward_links: self.how.outward_links,
+            exact_attributes: input.facts().layout >= LAYOUT,
         };
         let mut tree = Tree::open(&self.target, options, &self.how.id)?;
         self.refuse_existing(&tree)?;
@@ -144,6 +145,7 @@ impl Restoring {
         if let Some(meta) = &self.root {
             tree.folder_meta(&MemberPath::new("")?, meta)?;
         }
+        self.tally.warnings.extend(tree.not_given());
         self.tally.units = self
             .counts
             .into_iter()

@@ -1,7 +1,7 @@
 //! Reading a folder: units in sorted order, files to lanes, what vanishes or breaks off said by name.
 
 use crate::files::mark::{self, Mark};
-use crate::files::walk::{Folder, OpenFile, unit_of};
+use crate::files::walk::{Body, Folder, OpenFile, unit_of};
 use crate::files::{Files, Filter, LAYOUT};
 use async_trait::async_trait;
 use bk_core::context::Context;
@@ -15,7 +15,9 @@ use rustix::fs::FileType;
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::sync::Arc;
+use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
+use tokio_util::io::SyncIoBridge;
 
 /// Files over this are read in `Stage::Large`.
 const LARGE_BYTES: u64 = 16 << 20;
@@ -169,15 +171,14 @@ impl FilesSnapshot {
                 self.large.push((group, name, path));
                 return Ok(());
             }
-            let (len, seen, inode) = (file.len, file.meta.mtime, file.inode);
-            let mut reader = tokio::fs::File::from_std(file.file);
+            let mut reader = reader(&file)?;
             match writing
-                .sized(path.clone(), file.meta, len, &mut reader)
+                .sized(path.clone(), file.meta.clone(), file.len, &mut *reader)
                 .await
             {
                 Ok(()) => {
-                    self.remember(inode, &group, &name, &path);
-                    self.say_if_changed(&path, &reader, len, seen).await;
+                    self.remember(file.inode, &group, &name, &path);
+                    self.say_if_changed(&path, &file);
                     return Ok(());
                 }
                 Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
@@ -191,16 +192,11 @@ impl FilesSnapshot {
             .await
     }
 
-    async fn say_if_changed(
-        &mut self,
-        path: &MemberPath,
-        file: &tokio::fs::File,
-        len: u64,
-        seen: (i64, u32),
-    ) {
+    fn say_if_changed(&mut self, path: &MemberPath, file: &OpenFile) {
         use std::os::unix::fs::MetadataExt;
-        if let Ok(now) = file.metadata().await
-            && (now.len() != len || (now.mtime(), now.mtime_nsec() as u32) != seen)
+        let len = file.meta.sparse.unwrap_or(file.len);
+        if let Ok(now) = file.file.metadata()
+            && (now.len() != len || (now.mtime(), now.mtime_nsec() as u32) != file.meta.mtime)
         {
             self.warn(format!("`{path}` changed while it was read; it is in the archive with the {len} bytes that it had"));
         }
@@ -222,6 +218,8 @@ impl FilesSnapshot {
         let same_unit = first.0 == group && first.1 == name && first.2 != *path;
         same_unit.then(|| Meta {
             kind: Kind::Hardlink(first.2.clone()),
+            xattrs: Vec::new(),
+            sparse: None,
             inode_group: None,
             ..file.meta.clone()
         })
@@ -291,16 +289,14 @@ impl FilesSnapshot {
         if let Some(link) = self.hard_link(&group, &name, &path, &mut open) {
             return writing.member(path, link, Bytes::new()).await;
         }
-        let (len, seen, inode) = (open.len, open.meta.mtime, open.inode);
-        let mut reader = tokio::fs::File::from_std(open.file);
-        reader.set_max_buf_size(1 << 20);
+        let mut reader = reader(&open)?;
         match writing
-            .sized(path.clone(), open.meta, len, &mut reader)
+            .sized(path.clone(), open.meta.clone(), open.len, &mut *reader)
             .await
         {
             Ok(()) => {
-                self.remember(inode, &group, &name, &path);
-                self.say_if_changed(&path, &reader, len, seen).await;
+                self.remember(open.inode, &group, &name, &path);
+                self.say_if_changed(&path, &open);
                 Ok(())
             }
             Err(error)
@@ -416,6 +412,35 @@ impl Snapshot for FilesSnapshot {
     }
 }
 
+/// What a lane reads a body from.
+type Reader = dyn AsyncRead + Send + Unpin;
+
+const READ_BYTES: usize = 1 << 20;
+
+/// The body of a file as the lane takes it. One with holes is read on a thread that ends with its reader.
+fn reader(open: &OpenFile) -> Result<Box<Reader>> {
+    let body = open
+        .body()
+        .map_err(|e| bug(format!("a file's handle cannot be shared: {e}")))?;
+    let mut body = match body {
+        Body::Plain(file) => {
+            let mut file = tokio::fs::File::from_std(file);
+            file.set_max_buf_size(READ_BYTES);
+            return Ok(Box::new(file));
+        }
+        sparse @ Body::Sparse { .. } => sparse,
+    };
+    let (to, from) = tokio::io::duplex(READ_BYTES);
+    let mut to = SyncIoBridge::new(to);
+    tokio::task::spawn_blocking(move || {
+        // What cannot be read leaves the body too short, which its lane sees.
+        if let Err(error) = std::io::copy(&mut body, &mut to) {
+            tracing::debug!(%error, "a file with holes was not read to its end");
+        }
+    });
+    Ok(Box::new(from))
+}
+
 /// The unit that is being written, and its lane.
 struct Writing {
     out: Output,
@@ -480,7 +505,7 @@ impl Writing {
         path: MemberPath,
         meta: Meta,
         len: u64,
-        reader: &mut tokio::fs::File,
+        reader: &mut Reader,
     ) -> Result<()> {
         self.lane().await?.sized(path, meta, len, reader).await?;
         self.count(len);
@@ -644,7 +669,7 @@ impl Walk {
             Err(error) => return Ok(self.send(Item::Failed(error))?),
         };
         for _ in 0..TRIES {
-            let mut open = match folder.open(name) {
+            let open = match folder.open(name) {
                 Ok(Some(open)) => open,
                 Ok(None) => {
                     return Ok(self.send(Item::Warning(format!(
@@ -661,7 +686,8 @@ impl Walk {
             }
             let mut bytes = Vec::with_capacity(open.len as usize + 1);
             // One byte more tells whether it grew.
-            match (&mut open.file).take(open.len + 1).read_to_end(&mut bytes) {
+            let body = open.body();
+            match body.and_then(|body| body.take(open.len + 1).read_to_end(&mut bytes)) {
                 Err(e) => {
                     return Ok(self.send(Item::Failed(Error::io(
                         "read",

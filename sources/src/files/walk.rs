@@ -2,15 +2,19 @@
 
 use crate::files::Filter;
 use crate::files::mark::MARK_NAME;
+use bk_core::archive::sparse::{Map, SEGMENTS_MAX};
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::name::{MemberPath, escape};
 use bk_core::source::{Kind, Meta};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use bk_core::xattr;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const FOLDER: OFlags = OFlags::RDONLY
@@ -42,8 +46,10 @@ pub struct Folder {
 pub struct OpenFile {
     /// The file.
     pub file: File,
-    /// Its bytes, as the handle says.
+    /// Bytes of its body in the archive; of a file without holes its own, as the handle says.
     pub len: u64,
+    /// Where it has bytes, when it has holes.
+    pub holes: Option<Map>,
     /// All else.
     pub meta: Meta,
     /// Device and inode, when it has more than one name.
@@ -158,12 +164,51 @@ impl Folder {
             return Ok(None);
         }
         let inode = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
+        let holes = self.holes(&handle, &stat, name).map_err(failed)?;
+        let mut meta = meta(&stat, Kind::File);
+        meta.xattrs = xattr::read(handle.as_fd()).map_err(failed)?;
+        meta.sparse = holes.as_ref().map(|map| map.real_bytes);
         Ok(Some(OpenFile {
             file: handle.into(),
-            len: stat.st_size as u64,
-            meta: meta(&stat, Kind::File),
+            len: holes.as_ref().map_or(stat.st_size as u64, stored_bytes),
+            holes,
+            meta,
             inode,
         }))
+    }
+
+    /// Where a file that takes less room than its length has bytes. One with too many holes, or with a name that the tar cannot say beside them, is
+    /// stored with zeros in them.
+    fn holes(&self, file: &OwnedFd, stat: &Stat, name: &[u8]) -> rustix::io::Result<Option<Map>> {
+        const BLOCK_BYTES: u64 = 512;
+        let real_bytes = stat.st_size as u64;
+        let is_full = stat.st_blocks as u64 * BLOCK_BYTES >= real_bytes;
+        if is_full
+            || [name, self.path.as_bytes()]
+                .iter()
+                .any(|part| part.contains(&b'\n'))
+        {
+            return Ok(None);
+        }
+        let mut map = Map {
+            real_bytes,
+            segments: Vec::new(),
+        };
+        let mut at = 0;
+        while at < real_bytes && map.segments.len() < SEGMENTS_MAX {
+            let from = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                // Nothing but a hole is left.
+                Err(Errno::NXIO) => break,
+                // A file system that knows nothing of holes.
+                Err(Errno::INVAL) => return Ok(None),
+                from => from?.min(real_bytes),
+            };
+            at = rustix::fs::seek(file, SeekFrom::Hole(from))?.min(real_bytes);
+            map.segments.push((from, at - from));
+        }
+        rustix::fs::seek(file, SeekFrom::Start(0))?;
+        let has_holes = map.data_bytes() < real_bytes && map.segments.len() < SEGMENTS_MAX;
+        Ok(has_holes.then_some(map))
     }
 
     /// A link inside, or nothing when it vanished.
@@ -185,7 +230,10 @@ impl Folder {
     pub fn meta(&self) -> Result<Meta> {
         let stat = rustix::fs::fstat(&self.handle)
             .map_err(|e| Error::io("look at", &self.shown(b""), e.into()))?;
-        Ok(meta(&stat, Kind::Directory))
+        let mut meta = meta(&stat, Kind::Directory);
+        meta.xattrs = xattr::read(self.handle.as_fd())
+            .map_err(|e| Error::io("look at", &self.shown(b""), e.into()))?;
+        Ok(meta)
     }
 
     /// Opens a file by its path beneath this root, folder by folder.
@@ -220,7 +268,66 @@ fn meta(stat: &Stat, kind: Kind) -> Meta {
         gid: u64::from(stat.st_gid),
         names: Default::default(),
         mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
-        inode_group: None,
+        ..Meta::default()
+    }
+}
+
+fn stored_bytes(map: &Map) -> u64 {
+    map.text().len() as u64 + map.data_bytes()
+}
+
+impl OpenFile {
+    /// Its body as the archive has it.
+    pub fn body(&self) -> std::io::Result<Body> {
+        let file = self.file.try_clone()?;
+        Ok(match &self.holes {
+            None => Body::Plain(file),
+            Some(map) => Body::Sparse {
+                file,
+                text: std::io::Cursor::new(map.text()),
+                left: map.segments.iter().rev().copied().collect(),
+            },
+        })
+    }
+}
+
+/// A body on its way.
+pub enum Body {
+    /// The file as it is.
+    Plain(File),
+    /// Of a file with holes: the map's text, then the segments.
+    Sparse {
+        /// The file.
+        file: File,
+        /// The map.
+        text: std::io::Cursor<Vec<u8>>,
+        /// Segments that are not read yet, the next one last.
+        left: Vec<(u64, u64)>,
+    },
+}
+
+impl Read for Body {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (file, text, left) = match self {
+            Self::Plain(file) => return file.read(buffer),
+            Self::Sparse { file, text, left } => (file, text, left),
+        };
+        let read = text.read(buffer)?;
+        if read > 0 {
+            return Ok(read);
+        }
+        let Some((at, len)) = left.pop() else {
+            return Ok(0);
+        };
+        let most = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
+        // A file that shrank ends here: the body is then too short, which is seen.
+        let read = file.read_at(&mut buffer[..most], at)?;
+        if read > 0 && (read as u64) < len {
+            left.push((at + read as u64, len - read as u64));
+        } else if read == 0 {
+            left.clear();
+        }
+        Ok(read)
     }
 }
 

@@ -4,7 +4,9 @@ use crate::k8s::closure::{self, Closure};
 use crate::k8s::connection::{Api, Server};
 use crate::k8s::discovery::{Kind, Kinds};
 use crate::k8s::object::{self, Beside, paths, taken_apart, text, yaml};
-use crate::k8s::{CLUSTER, Cluster, K8s, LAYOUT, Secrets, Wanted, mark, skip, tiers};
+use crate::k8s::{
+    CLUSTER, Cluster, K8s, LAYOUT, Secrets, Wanted, holding, mark, outlook, skip, tiers,
+};
 use crate::percent::encoded;
 use async_trait::async_trait;
 use bk_core::context::Context;
@@ -18,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const PAGE: usize = 100;
 const PAGE_OF_LARGE: usize = 50;
 /// The type of the Secrets in which Helm keeps its releases.
-const HELM: &str = "helm.sh/release.v1";
+pub const HELM: &str = "helm.sh/release.v1";
 
 /// Reads one list page by page.
 pub struct Pages {
@@ -68,12 +70,25 @@ impl Pages {
             self.ended = self.token.is_none();
             let objects = match list.get_mut("items").map(Value::take) {
                 Some(Value::Array(objects)) => objects,
-                Some(Value::Null) | None => Vec::new(),
-                Some(_) => return Err(bug(format!("`{}` gives no list", self.path))),
+                Some(Value::Null) => Vec::new(),
+                _ => {
+                    let what = format!("`{}` gives no list", self.path);
+                    return Err(Error::new(ErrorKind::Plugin, what));
+                }
             };
             return Ok(Some(objects));
         }
         Ok(None)
+    }
+}
+
+impl Pages {
+    /// The same; what the account may not list has no objects.
+    pub async fn readable(&mut self, api: &Api) -> Result<Option<Vec<Value>>> {
+        match self.next(api).await {
+            Err(error) if error.kind == ErrorKind::Denied => Ok(None),
+            other => other,
+        }
     }
 }
 
@@ -93,10 +108,12 @@ pub struct K8sSnapshot {
     at: PointInTime,
     instance: String,
     selection: Value,
-    /// Objects of namespaces that were written.
-    taken: u64,
     left_out: BTreeMap<String, u64>,
     releases: BTreeSet<String>,
+    /// Namespaces that have `SealedSecrets`.
+    sealed: BTreeSet<String>,
+    /// Newest revision of each.
+    newest_revisions: BTreeMap<String, u64>,
     warnings: Vec<String>,
 }
 
@@ -107,6 +124,9 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
     let all = Kinds::discover(&api).await?;
     let namespaces = source.namespaces(&api).await?;
     let taken = source.kinds(&all)?;
+    if !source.selector_fits(&api, &namespaces, &taken).await? {
+        return Err(source.selector_fits_nothing());
+    }
     let marks = mark::read(&api, &namespaces).await?;
     let cluster_kinds = match source.settings.cluster {
         Cluster::None => Vec::new(),
@@ -130,7 +150,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
         .collect();
     kinds.sort_by_key(|kind| (tiers::of(kind), kind.full_name().to_owned()));
     Ok(K8sSnapshot {
-        stale: all.unanswered(),
+        stale: all.unanswered(&source.wanted),
         cluster_kinds: cluster_kinds.into_iter().cloned().collect(),
         kinds,
         api,
@@ -151,9 +171,10 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
             "namespaces": source.settings.namespaces, "kinds": source.settings.kinds, "selector": source.settings.selector,
             "exclude": source.settings.exclude, "secrets": source.settings.secrets, "cluster": source.settings.cluster,
         }),
-        taken: 0,
         left_out: BTreeMap::new(),
         releases: BTreeSet::new(),
+        sealed: BTreeSet::new(),
+        newest_revisions: BTreeMap::new(),
         warnings,
     })
 }
@@ -178,6 +199,12 @@ impl Snapshot for K8sSnapshot {
             }
             Cluster::All | Cluster::None => None,
         };
+        if let Some(closure) = &mut closure {
+            for (what, why) in std::mem::take(&mut closure.unread) {
+                out.expect(CLUSTER, &what).await?;
+                out.fail(CLUSTER, &what, &why).await?;
+            }
+        }
         // One lane: objects come back in the order in which they stand here.
         let mut lane = out.lane("objects").await?;
         let cluster = self.cluster_objects(&mut closure).await?;
@@ -199,14 +226,11 @@ impl Snapshot for K8sSnapshot {
             }
         }
         lane.close().await?;
-        match &self.selector {
-            Some(selector) if self.taken == 0 => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("the selector `{selector}` matches nothing"),
-            )
-            .hint("kubectl get all -l SELECTOR shows what it matches; mend `selector`")),
-            _ => Ok(()),
+        for namespace in std::mem::take(&mut self.sealed) {
+            let said = outlook::sealing_keys(&self.wanted, &self.api, &namespace).await?;
+            self.warnings.extend(said);
         }
+        Ok(())
     }
 
     async fn close(self: Box<Self>, _cx: &Context) -> Result<Facts> {
@@ -223,7 +247,7 @@ impl Snapshot for K8sSnapshot {
         Ok(Facts {
             layout: LAYOUT,
             selection: self.selection,
-            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces }),
+            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces, "helm": self.newest_revisions }),
             notes,
             warnings: self.warnings,
         })
@@ -339,7 +363,7 @@ impl K8sSnapshot {
             let page = match pages.next(&self.api).await {
                 Ok(Some(page)) => page,
                 Ok(None) => break,
-                Err(error) if is_of_this_kind(&error) => {
+                Err(error) if self.is_of_this_kind(&error).await => {
                     let unit = format!("{}/*", kind.full_name());
                     out.expect(namespace, &unit).await?;
                     return out.fail(namespace, &unit, &error).await;
@@ -362,6 +386,15 @@ impl K8sSnapshot {
         Ok(())
     }
 
+    /// What is wrong with one list fails that kind in that namespace, and the others go on. A server that answers nothing else either ends the run.
+    async fn is_of_this_kind(&self, error: &Error) -> bool {
+        match error.kind {
+            ErrorKind::Cancelled | ErrorKind::Auth | ErrorKind::Settings | ErrorKind::Bug => false,
+            ErrorKind::Unreachable => self.api.get("/version").await.is_ok(),
+            _ => true,
+        }
+    }
+
     async fn write_object(
         &mut self,
         out: &Output,
@@ -369,6 +402,7 @@ impl K8sSnapshot {
         group: &str,
         (kind, mut object, why): (&Kind, Value, Option<String>),
     ) -> Result<()> {
+        holding::as_it_was(&mut object);
         let redacted = kind.is_secret() && self.secrets == Secrets::Redact;
         if redacted {
             redact(&mut object);
@@ -381,9 +415,22 @@ impl K8sSnapshot {
                 of("version"),
                 of("status")
             );
+            if of("status").starts_with("pending-") {
+                self.warnings.push(format!(
+                    "Helm release {release}: an install or upgrade is under way, or was broken off"
+                ));
+            }
             self.releases.insert(release);
+            let revision = of("version").parse().unwrap_or(0);
+            let newest = self
+                .newest_revisions
+                .entry(format!("{group}/{}", of("name")))
+                .or_default();
+            *newest = revision.max(*newest);
         }
-        self.taken += u64::from(group != CLUSTER);
+        if kind.full_name() == "SealedSecret.bitnami.com" {
+            self.sealed.insert(group.to_owned());
+        }
         let (clean, mut beside) = taken_apart(kind, object);
         beside.why = why;
         beside.redacted = redacted;
@@ -407,14 +454,6 @@ async fn write(
     lane.member(path, Meta::default(), yaml(clean)?.into())
         .await?;
     out.end(group, unit, Counted { rows: 1 }).await
-}
-
-/// Refusals of one list fail that kind in that namespace, and the others go on.
-fn is_of_this_kind(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Plugin | ErrorKind::Conflict
-    )
 }
 
 /// Keys stay, values go.

@@ -4,18 +4,20 @@ use crate::k8s::connection::Api;
 use crate::k8s::discovery::{Kind, Kinds};
 use crate::k8s::object::{self, text};
 use crate::k8s::{backup, skip};
-use bk_core::error::Result;
+use bk_core::error::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Objects of no namespace that are taken, by kind and name, with the reason.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Closure {
     wanted: BTreeMap<(String, String), String>,
     /// Groups of extensions that have objects here: all their definitions are taken.
     groups: BTreeMap<String, String>,
     accounts: BTreeSet<(String, String)>,
     namespaces: BTreeSet<String>,
+    /// What could not be read: its needs are not known.
+    pub unread: Vec<(String, Error)>,
 }
 
 /// Kinds whose objects name something of the cluster.
@@ -43,13 +45,22 @@ impl Closure {
             ..Self::default()
         };
         for kind in kinds.iter().filter(|kind| kind.namespaced) {
-            let is_extension = kind.full_name().contains('.');
-            if !is_extension && !SPEAKING.contains(&kind.kind.as_str()) {
+            if !kind.is_extension() && !SPEAKING.contains(&kind.kind.as_str()) {
                 continue;
             }
             for namespace in namespaces {
                 let mut pages = backup::Pages::of(kind, Some(namespace), None);
-                while let Some(page) = pages.next(api).await? {
+                loop {
+                    let page = match pages.next(api).await {
+                        Ok(Some(page)) => page,
+                        Ok(None) => break,
+                        Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
+                        Err(error) => {
+                            let what = format!("needs of {namespace}/{}", kind.full_name());
+                            closure.unread.push((what, error));
+                            break;
+                        }
+                    };
                     for object in page.iter().filter(|o| skip::object(kind, o).is_none()) {
                         closure.listen(kind, namespace, object);
                     }
@@ -69,7 +80,7 @@ impl Closure {
 
     fn listen(&mut self, kind: &Kind, namespace: &str, object: &Value) {
         let by = format!("{namespace}/{}", kind.unit(object::name(object)));
-        if kind.full_name().contains('.') {
+        if kind.is_extension() {
             self.groups.entry(kind.group.clone()).or_insert(by.clone());
         }
         match kind.kind.as_str() {
@@ -90,12 +101,29 @@ impl Closure {
                 text(object, &["spec", "ingressClassName"]),
                 &by,
             ),
+            "Certificate"
+                if text(object, &["spec", "issuerRef", "kind"]) == Some("ClusterIssuer") =>
+            {
+                self.want(
+                    "ClusterIssuer",
+                    text(object, &["spec", "issuerRef", "name"]),
+                    &by,
+                );
+            }
+            "VolumeSnapshot" => self.want(
+                "VolumeSnapshotClass",
+                text(object, &["spec", "volumeSnapshotClassName"]),
+                &by,
+            ),
             "Gateway" => self.want(
                 "GatewayClass",
                 text(object, &["spec", "gatewayClassName"]),
                 &by,
             ),
             _ => {}
+        }
+        if let Some(issuer) = object::annotation(object, "cert-manager.io/cluster-issuer") {
+            self.want("ClusterIssuer", Some(issuer), &by);
         }
         for place in [
             &["spec"][..],
@@ -173,7 +201,9 @@ impl Closure {
 
 /// Kinds of no namespace that a closure may hold, bindings before the roles that they name.
 pub fn kinds(all: &Kinds) -> Vec<&Kind> {
-    const ORDER: [&str; 12] = [
+    const ORDER: [&str; 14] = [
+        "VolumeSnapshotClass",
+        "ClusterIssuer",
         "PriorityClass",
         "RuntimeClass",
         "StorageClass",

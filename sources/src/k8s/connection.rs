@@ -21,10 +21,15 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long a request that only reads is repeated, and the longest pause between two tries.
 const PATIENCE: Duration = Duration::from_mins(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often a write is repeated that may be done twice.
+const TRIES: usize = 4;
 /// Requests that may come at once after a quiet time, in seconds' worth.
 const BURST_SECONDS: f64 = 2.0;
 /// Questions about rights that are asked side by side.
 const REVIEWS_AT_ONCE: usize = 16;
+
+/// As what this program owns the fields that it writes, until their owners are written down again.
+pub const MANAGER: &str = "bk-restore";
 
 /// A connection. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +37,7 @@ pub struct Api {
     client: kube::Client,
     cx: Context,
     describe: Arc<str>,
+    namespace: Arc<str>,
     budget: Arc<Mutex<Budget>>,
 }
 
@@ -53,6 +59,8 @@ pub struct Answer {
     pub body: Value,
     /// `Warning:` headers.
     pub warnings: Vec<String>,
+    /// How long the server asks to wait.
+    pub retry_after: Option<Duration>,
 }
 
 impl Answer {
@@ -62,6 +70,16 @@ impl Answer {
             Ok(self.body)
         } else {
             Err(self.refusal(doing))
+        }
+    }
+
+    /// What was found by looking, as the answer to a write that was lost.
+    pub fn of(body: Value) -> Self {
+        Self {
+            status: 200,
+            body,
+            warnings: Vec::new(),
+            retry_after: None,
         }
     }
 
@@ -151,6 +169,7 @@ impl Api {
         // It repeats also what writes, and a POST whose answer was lost may have been done.
         config.default_retry = false;
         let describe = config.cluster_url.to_string();
+        let namespace = config.default_namespace.as_str().into();
         let client = kube::Client::try_from(config)
             .map_err(|e| settings(format!("no way to {describe}")).because(e))?;
         let per_second = f64::from(from.requests_per_second);
@@ -158,12 +177,42 @@ impl Api {
             client,
             cx: cx.clone(),
             describe: describe.trim_end_matches('/').into(),
+            namespace,
             budget: Arc::new(Mutex::new(Budget {
                 per_second,
                 tokens: per_second * BURST_SECONDS,
                 at: Instant::now(),
             })),
         })
+    }
+
+    /// The namespace of the kubeconfig's context, or of the pod that this runs in.
+    pub fn own_namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Writes what may be written twice: again where an answer was lost, or somebody between says that it came too late.
+    pub async fn insist(&self, method: &Method, path: &str, body: &Value) -> Result<Answer> {
+        for _ in 0..TRIES {
+            match self.send(method, path, Some(body)).await {
+                Ok(answer) if matches!(answer.status, 502..=504) => {}
+                Err(error) if error.kind == ErrorKind::Unreachable => {}
+                other => return other,
+            }
+            self.cx.pause(Duration::from_millis(200)).await?;
+        }
+        self.send(method, path, Some(body)).await
+    }
+
+    /// Changes what the patch names of an object.
+    pub async fn patch(&self, path: &str, change: &Value) -> Result<Answer> {
+        self.send_as(
+            &Method::PATCH,
+            path,
+            Some(change),
+            "application/merge-patch+json",
+        )
+        .await
     }
 
     /// Where the server is.
@@ -188,7 +237,27 @@ impl Api {
             .await
     }
 
+    /// Sends it, and again while the server says that it has too much to do: it has done nothing then.
     async fn send_with(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+        types: (&str, &str),
+    ) -> Result<Answer> {
+        let began = Instant::now();
+        loop {
+            let answer = self.send_once(method, path, body, types).await?;
+            let wait = answer.retry_after.unwrap_or(Duration::from_secs(1));
+            if answer.status != 429 || began.elapsed() + wait > PATIENCE {
+                return Ok(answer);
+            }
+            tracing::debug!(path, seconds = wait.as_secs(), "the server asked to wait");
+            self.cx.pause(wait).await?;
+        }
+    }
+
+    async fn send_once(
         &self,
         method: &Method,
         path: &str,
@@ -205,9 +274,14 @@ impl Api {
             Some(body) => serde_json::to_vec(body).map_err(|e| bug(e.to_string()))?,
             None => Vec::new(),
         };
+        let uri = match *method {
+            Method::GET | Method::DELETE => path.to_owned(),
+            _ if path.contains('?') => format!("{path}&fieldManager={MANAGER}"),
+            _ => format!("{path}?fieldManager={MANAGER}"),
+        };
         let mut request = Request::builder()
             .method(method.clone())
-            .uri(path)
+            .uri(uri)
             .header("Accept", accept);
         if body.is_some() {
             request = request.header("Content-Type", content_type);
@@ -227,10 +301,19 @@ impl Api {
             let body = body.map_err(|e| self.unreachable(&format!("the answer broke off: {e}")))?;
             let warnings = parts.headers.get_all("warning").iter();
             let warnings = warnings.filter_map(|w| w.to_str().ok().map(str::to_owned));
+            let retry_after = parts.headers.get("retry-after");
+            let retry_after = retry_after.and_then(|v| v.to_str().ok()?.parse().ok());
+            let body = body.to_bytes();
+            let parsed = serde_json::from_slice(&body).ok();
+            if parsed.is_none() && parts.status.is_success() {
+                let what = format!("{}: the answer is no JSON", self.describe);
+                return Err(Error::new(ErrorKind::Plugin, what));
+            }
             Ok(Answer {
+                retry_after: retry_after.map(Duration::from_secs),
                 status: parts.status.as_u16(),
                 warnings: warnings.collect(),
-                body: parsed(&body.to_bytes()),
+                body: parsed.unwrap_or_else(|| as_message(&body)),
             })
         };
         self.cx.within(ANSWER, late, answer).await
@@ -266,7 +349,7 @@ impl Api {
                 .await;
             let is_over = began.elapsed() >= PATIENCE;
             match asked {
-                Ok(answer) if matches!(answer.status, 429 | 502..=504) && !is_over => {}
+                Ok(answer) if matches!(answer.status, 502..=504) && !is_over => {}
                 Err(error) if error.kind == ErrorKind::Unreachable && !is_over => {
                     tracing::debug!(%error, path, "asked again");
                 }
@@ -295,9 +378,18 @@ impl Api {
     pub async fn server(&self) -> Result<Server> {
         let version = self.get("/version").await?;
         let version = version.get("gitVersion").and_then(Value::as_str);
-        let system = self.get("/api/v1/namespaces/kube-system").await?;
+        let system = self.find("/api/v1/namespaces/kube-system").await;
+        let identity = match system {
+            Ok(system) => system
+                .as_ref()
+                .map(object::uid)
+                .unwrap_or_default()
+                .to_owned(),
+            Err(error) if error.kind == ErrorKind::Denied => String::new(),
+            Err(error) => return Err(error),
+        };
         Ok(Server {
-            identity: object::uid(&system).to_owned(),
+            identity,
             version: version.unwrap_or("of an unknown version").to_owned(),
         })
     }
@@ -344,10 +436,8 @@ fn rule(kind: &Kind) -> String {
     )
 }
 
-/// What is no JSON becomes the text of a message.
-fn parsed(body: &Bytes) -> Value {
-    serde_json::from_slice(body).unwrap_or_else(|_| {
-        let text = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();
-        json!({ "message": text })
-    })
+/// A refusal that is no JSON: its text is its message.
+fn as_message(body: &Bytes) -> Value {
+    let text = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();
+    json!({ "message": text })
 }

@@ -1,5 +1,7 @@
 //! Which kinds the server has: by aggregated discovery, which says too where an extension does not answer, or group by group on servers without it.
 
+use crate::k8s::Wanted;
+use crate::k8s::backup::Pages;
 use crate::k8s::connection::Api;
 use crate::k8s::object::{self, items, text};
 use crate::percent::encoded;
@@ -25,6 +27,12 @@ pub struct Kind {
     pub plural: String,
     /// Whether its objects lie in namespaces.
     pub namespaced: bool,
+    /// All versions in which the server has it.
+    pub served: Vec<String>,
+    /// Whether its status is written by itself; where it is not, it is data as all else.
+    pub has_status: bool,
+    /// Whether a definition in the cluster makes it.
+    defined: bool,
     verbs: Vec<String>,
     full_name: String,
 }
@@ -38,6 +46,9 @@ impl Kind {
             kind: kind.to_owned(),
             plural: plural.to_owned(),
             namespaced: true,
+            served: vec![version.to_owned()],
+            has_status: is_built_in,
+            defined: false,
             verbs: Vec::new(),
             full_name: if is_built_in {
                 kind.to_owned()
@@ -58,6 +69,11 @@ impl Kind {
     /// `Deployment`, `Certificate.cert-manager.io`: the first part of a unit's name.
     pub fn full_name(&self) -> &str {
         &self.full_name
+    }
+
+    /// Whether a definition must be there before its objects.
+    pub fn is_extension(&self) -> bool {
+        self.defined || self.full_name.contains('.')
     }
 
     /// `apps/v1`.
@@ -166,6 +182,9 @@ impl Kinds {
                 };
                 self.add(Kind {
                     namespaced: text(resource, &["scope"]) == Some("Namespaced"),
+                    has_status: resource["subresources"]
+                        .as_array()
+                        .is_some_and(|all| all.iter().any(|s| s["subresource"] == "status")),
                     verbs: words(resource),
                     ..Kind::new(name, word, kind, plural)
                 });
@@ -181,8 +200,15 @@ impl Kinds {
         }
         let groups = list.get("groups").and_then(Value::as_array);
         for group in groups.into_iter().flatten() {
+            let name = text(group, &["name"]).unwrap_or_default();
             let preferred = text(group, &["preferredVersion", "version"]);
-            if let (Some(name), Some(version)) = (text(group, &["name"]), preferred) {
+            let all = group.get("versions").and_then(Value::as_array);
+            let others = all
+                .into_iter()
+                .flatten()
+                .filter_map(|v| text(v, &["version"]));
+            let others = others.filter(|version| Some(*version) != preferred);
+            for version in preferred.into_iter().chain(others) {
                 versions.push((name.to_owned(), version.to_owned()));
             }
         }
@@ -207,7 +233,11 @@ impl Kinds {
                 if plural.contains('/') {
                     continue;
                 }
+                let status = format!("{plural}/status");
                 self.add(Kind {
+                    has_status: answer.body["resources"]
+                        .as_array()
+                        .is_some_and(|all| all.iter().any(|r| r["name"] == *status)),
                     namespaced: resource.get("namespaced") == Some(&Value::Bool(true)),
                     verbs: words(resource),
                     ..Kind::new(&group, &version, kind, plural)
@@ -219,39 +249,42 @@ impl Kinds {
 
     /// The first version of a kind is the preferred one.
     fn add(&mut self, kind: Kind) {
-        let known = |k: &Kind| k.group == kind.group && k.kind == kind.kind;
-        if !self.kinds.iter().any(known) {
-            self.kinds.push(kind);
+        let known = |k: &&mut Kind| k.group == kind.group && k.kind == kind.kind;
+        match self.kinds.iter_mut().find(known) {
+            Some(known) => known.served.push(kind.version),
+            None => self.kinds.push(kind),
         }
     }
 
     /// Objects of extensions are read as they are stored: no conversion, nothing lost. Where definitions may not be read the preferred version stays.
     async fn prefer_storage_versions(&mut self, api: &Api) -> Result<()> {
-        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        let answer = api.ask(path).await?;
-        if answer.status != 200 {
+        let Some(definitions) = self.of("apiextensions.k8s.io/v1", "CustomResourceDefinition")
+        else {
             return Ok(());
-        }
+        };
+        let mut pages = Pages::of(definitions, None, None);
         let mut stored: BTreeMap<(String, String), String> = BTreeMap::new();
-        for definition in items(&answer.body) {
-            let (Some(group), Some(kind)) = (
-                text(definition, &["spec", "group"]),
-                text(definition, &["spec", "names", "kind"]),
-            ) else {
-                continue;
-            };
-            let versions = definition["spec"]["versions"].as_array();
-            let storage = versions
-                .into_iter()
-                .flatten()
-                .find(|v| v["storage"] == Value::Bool(true) && v["served"] == Value::Bool(true));
-            if let Some(version) = storage.and_then(|v| text(v, &["name"])) {
-                stored.insert((group.to_owned(), kind.to_owned()), version.to_owned());
+        while let Some(page) = pages.readable(api).await? {
+            for definition in &page {
+                let (Some(group), Some(kind)) = (
+                    text(definition, &["spec", "group"]),
+                    text(definition, &["spec", "names", "kind"]),
+                ) else {
+                    continue;
+                };
+                let versions = definition["spec"]["versions"].as_array();
+                let storage = versions.into_iter().flatten().find(|v| {
+                    v["storage"] == Value::Bool(true) && v["served"] == Value::Bool(true)
+                });
+                if let Some(version) = storage.and_then(|v| text(v, &["name"])) {
+                    stored.insert((group.to_owned(), kind.to_owned()), version.to_owned());
+                }
             }
         }
         for kind in &mut self.kinds {
             if let Some(version) = stored.get(&(kind.group.clone(), kind.kind.clone())) {
                 kind.version.clone_from(version);
+                kind.defined = true;
             }
         }
         Ok(())
@@ -260,6 +293,17 @@ impl Kinds {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Kind> {
         self.kinds.iter()
+    }
+
+    /// The one of an object that says `apps/v1`, `Deployment`, in that very version.
+    pub fn in_version(&self, api_version: &str, kind: &str) -> Option<Kind> {
+        let known = self.of(api_version, kind)?;
+        let version = api_version.rsplit('/').next()?;
+        let is_served = known.served.iter().any(|served| served == version);
+        is_served.then(|| Kind {
+            version: version.to_owned(),
+            ..known.clone()
+        })
     }
 
     /// The one of an object that says `apps/v1`, `Deployment`, whatever version of it is served here.
@@ -271,10 +315,14 @@ impl Kinds {
     }
 
     /// Extensions that do not answer, as warnings. What only measures is nobody's loss.
-    pub fn unanswered(&self) -> Vec<String> {
+    pub fn unanswered(&self, wanted: &Wanted) -> Vec<String> {
         self.stale
             .iter()
             .filter(|name| !name.ends_with("metrics.k8s.io"))
+            .filter(|name| {
+                let group = name.split_once('.').map_or("", |(_, group)| group);
+                wanted.may_take_group(group)
+            })
             .map(|name| {
                 format!("the extension `{name}` does not answer: its objects cannot be read")
             })

@@ -1,6 +1,7 @@
 //! The mark of a restore that is under way: a `ConfigMap` in each namespace that it writes to, there before anything else of it.
 
 use crate::k8s::connection::Api;
+use crate::k8s::object::MANAGED_BY;
 use bk_core::error::{Error, ErrorKind, Result};
 use bk_core::source::Selected;
 use bk_core::unfinished::Unfinished;
@@ -48,13 +49,11 @@ pub async fn set(api: &Api, namespace: &str, mine: &Unfinished) -> Result<()> {
     let text = serde_json::to_string(mine).map_err(|e| bk_core::error::bug(e.to_string()))?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": { "name": NAME, "namespace": namespace, "labels": { "app.kubernetes.io/managed-by": "bk" } },
+        "metadata": { "name": NAME, "namespace": namespace, "labels": { MANAGED_BY.0: MANAGED_BY.1 } },
         "data": { "mark": text },
     });
     let doing = format!("setting the mark of this restore in `{namespace}`");
-    let made = api
-        .send(&Method::POST, &path(namespace), Some(&map))
-        .await?;
+    let made = api.insist(&Method::POST, &path(namespace), &map).await?;
     if made.status != 409 {
         return made.good(&doing).map(drop);
     }
@@ -72,9 +71,7 @@ pub async fn set(api: &Api, namespace: &str, mine: &Unfinished) -> Result<()> {
         )
         .hint("finish that one, or select the whole namespace"));
     }
-    let put = api
-        .send(&Method::PUT, &path_of(namespace), Some(&map))
-        .await?;
+    let put = api.insist(&Method::PUT, &path_of(namespace), &map).await?;
     put.good(&doing).map(drop)
 }
 

@@ -60,6 +60,26 @@ pub fn annotation<'v>(object: &'v Value, key: &str) -> Option<&'v str> {
     text(object, &["metadata", "annotations", key])
 }
 
+/// By this label `bk` knows its own.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "bk");
+
+/// Whether `bk` made it.
+pub fn is_own(object: &Value) -> bool {
+    label(object, MANAGED_BY.0) == Some(MANAGED_BY.1)
+}
+
+/// A condition of its status, by its type.
+pub fn condition<'v>(object: &'v Value, word: &str) -> Option<&'v Value> {
+    let conditions = object["status"]["conditions"].as_array();
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.find(|condition| text(condition, &["type"]) == Some(word))
+}
+
+/// Whether a condition of its status holds.
+pub fn holds(object: &Value, word: &str) -> bool {
+    condition(object, word).and_then(|c| text(c, &["status"])) == Some("True")
+}
+
 /// The reference to the controller that made it.
 pub fn controller(object: &Value) -> Option<&Value> {
     let owners = object.get("metadata")?.get("ownerReferences")?.as_array()?;
@@ -109,6 +129,17 @@ pub struct Beside {
     pub chosen: Map<String, Value>,
 }
 
+impl Beside {
+    /// Whether a definition of the cluster must be there before it.
+    pub fn kind_is_extension(&self) -> bool {
+        let group = self
+            .api_version
+            .split_once('/')
+            .map_or("", |(group, _)| group);
+        group.contains('.') && !group.ends_with(".k8s.io")
+    }
+}
+
 /// Takes an object apart: what was wished, and what lies beside it.
 pub fn taken_apart(kind: &Kind, mut object: Value) -> (Value, Beside) {
     let mut beside = Beside {
@@ -120,7 +151,7 @@ pub fn taken_apart(kind: &Kind, mut object: Value) -> (Value, Beside) {
         resource_version: text(&object, &["metadata", "resourceVersion"])
             .unwrap_or_default()
             .to_owned(),
-        own: label(&object, "app.kubernetes.io/managed-by") == Some("bk"),
+        own: is_own(&object),
         ..Beside::default()
     };
     if let Some(object) = object.as_object_mut() {

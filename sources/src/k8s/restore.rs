@@ -1,20 +1,30 @@
 //! Putting objects back, tier by tier: what is absent is made, what differs is written whole, what is the same is left alone.
 
 mod apply;
+mod archived;
+mod diff;
 mod fix;
+mod helm;
+mod own;
+mod ready;
+mod references;
+mod volumes;
 
+use crate::k8s::backup::Pages;
 use crate::k8s::connection::Api;
 use crate::k8s::discovery::{Kind, Kinds};
-use crate::k8s::object::{self, Beside, from_yaml, items, text};
+use crate::k8s::object::{self, Beside, from_yaml, text};
 use crate::k8s::{CLUSTER, K8s, LAYOUT, mark, skip, tiers};
 use apply::{Applied, Outcome};
+use archived::Archived;
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, conflict, unsupported};
 use bk_core::source::{
-    Existing, Input, Members, RestoreOptions, Selected, Stage, Tally, UnitCount,
+    Existing, Input, Members, Preview, RestoreOptions, Selected, Stage, Tally, UnitCount,
 };
 use bk_core::unfinished::Unfinished;
 use futures::StreamExt;
+use helm::Releases;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -49,25 +59,41 @@ pub async fn restore(
         return Err(unsupported("a cluster cannot be restored into a folder")
             .hint("bk extract writes the YAML; --into k8s/shop=shop-copy gives a namespace another name"));
     }
-    let kinds = Kinds::discover(&api).await?;
-    let mut restoring = Restoring {
-        source,
-        cx,
-        how,
-        existing: how.existing.unwrap_or(Existing::Merge),
-        names: how.into_group.iter().cloned().collect(),
-        api,
-        kinds,
-        uids: HashMap::new(),
-        marked: BTreeSet::new(),
-        seen: BTreeSet::new(),
-        owed: BTreeMap::new(),
-        again: Vec::new(),
-        outcomes: BTreeMap::new(),
-        tally: Tally::default(),
-    };
+    let mut restoring = Restoring::new(source, cx, &input, how, api).await?;
     restoring.run(input).await?;
     Ok(restoring.tally)
+}
+
+/// Asks the server what a restore would do, object by object.
+pub async fn preview(
+    source: &K8s,
+    cx: &Context,
+    input: Input,
+    how: &RestoreOptions,
+) -> Result<Preview> {
+    let api = Api::connect(cx, &source.settings).await?;
+    input.facts().refuse_newer_layout("the objects", LAYOUT)?;
+    let mut restoring = Restoring::new(source, cx, &input, how, api).await?;
+    restoring.dry = true;
+    restoring.run(input).await?;
+    let tally = restoring.tally;
+    let kept = tally
+        .kept
+        .into_iter()
+        .map(|what| format!("kept       {what}, not in the archive"));
+    let warnings = tally
+        .warnings
+        .into_iter()
+        .map(|warning| format!("note       {warning}"));
+    Ok(Preview {
+        lines: restoring
+            .lines
+            .into_iter()
+            .chain(kept)
+            .chain(warnings)
+            .collect(),
+        failed: tally.failed,
+    })
 }
 
 /// An object on its way back.
@@ -86,12 +112,27 @@ struct Item {
 }
 
 impl Item {
+    /// Whether another one waits until all like this one are there. Claims wait for their volumes.
+    fn is_apart(&self, other: &Self) -> bool {
+        let is_volume = |item: &Self| item.beside.kind == "PersistentVolume";
+        self.tier != other.tier || is_volume(self) != is_volume(other)
+    }
+
     fn name(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("{namespace}/{}/{}", self.beside.kind, self.beside.name),
             None => format!("{}/{}", self.beside.kind, self.beside.name),
         }
     }
+}
+
+/// An object that waits for its owners.
+struct Unlinked {
+    name: String,
+    path: String,
+    namespace: Option<String>,
+    owner_references: Vec<Value>,
+    managed_fields: Vec<Value>,
 }
 
 struct Restoring<'a> {
@@ -105,26 +146,86 @@ struct Restoring<'a> {
     kinds: Kinds,
     /// UIDs of the archive to those of the target.
     uids: HashMap<String, String>,
+    /// Nothing is written: the server is asked what would be.
+    dry: bool,
+    /// What would be, object by object.
+    lines: Vec<String>,
+    /// Namespaces of the target that this restore writes to.
+    entered: BTreeSet<String>,
+    /// Whether what belongs to no namespace is among what is written.
+    of_cluster: bool,
+    /// Objects of the target that runs of `bk` itself use: namespace, kind and name.
+    own: BTreeSet<(String, String, String)>,
+    /// What the archive's own selection took.
+    archived: Archived,
     /// Namespaces of the target that have the mark.
     marked: BTreeSet<String>,
+    releases: Releases,
+    /// Namespace, kind and name of what an autoscaler scales.
+    scaled: BTreeSet<(String, String, String)>,
+    /// Namespace and name of claims whose volumes come back too.
+    volumes: BTreeSet<(String, String)>,
+    /// What was written and has pods.
+    workloads: Vec<(Kind, String, String)>,
     /// Kind, namespace and name in the target of everything that the archive has.
     seen: BTreeSet<(String, String, String)>,
     /// Units that did not come back, by namespace of the target.
     owed: BTreeMap<String, Vec<Selected>>,
+    /// What was written before its owners were there.
+    unlinked: Vec<Unlinked>,
     /// What failed and may succeed when more is there.
     again: Vec<(Item, String)>,
     outcomes: BTreeMap<&'static str, u64>,
     tally: Tally,
 }
 
-impl Restoring<'_> {
+impl<'a> Restoring<'a> {
+    async fn new(
+        source: &'a K8s,
+        cx: &'a Context,
+        input: &Input,
+        how: &'a RestoreOptions,
+        api: Api,
+    ) -> Result<Self> {
+        let kinds = Kinds::discover(&api).await?;
+        let names: HashMap<String, String> = how.into_group.iter().cloned().collect();
+        let target = |group: &str| names.get(group).map_or(group, String::as_str).to_owned();
+        Ok(Self {
+            releases: Releases::of(&input.facts().more, target),
+            source,
+            cx,
+            how,
+            existing: how.existing.unwrap_or(Existing::Merge),
+            names,
+            api,
+            kinds,
+            uids: HashMap::new(),
+            dry: false,
+            lines: Vec::new(),
+            entered: BTreeSet::new(),
+            of_cluster: false,
+            own: BTreeSet::new(),
+            archived: Archived::of(&input.facts().selection, input.failed_units()),
+            marked: BTreeSet::new(),
+            scaled: BTreeSet::new(),
+            volumes: BTreeSet::new(),
+            workloads: Vec::new(),
+            seen: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            unlinked: Vec::new(),
+            again: Vec::new(),
+            outcomes: BTreeMap::new(),
+            tally: Tally::default(),
+        })
+    }
+
     async fn run(&mut self, mut input: Input) -> Result<()> {
         self.refuse(&input).await?;
         let members = input.stage(Stage::Schema).await?;
         let mut batch: Vec<Item> = Vec::new();
         while let Some(item) = self.next_item(&members).await? {
-            let tier = batch.first().map(|first: &Item| first.tier);
-            if tier.is_some_and(|tier| tier != item.tier) || batch.len() >= BATCH {
+            let is_apart = batch.first().is_some_and(|first| first.is_apart(&item));
+            if is_apart || batch.len() >= BATCH {
                 self.flush(&mut batch, Some(item.tier)).await?;
             }
             batch.push(item);
@@ -136,10 +237,13 @@ impl Restoring<'_> {
             while rest.next().await?.is_some() {}
         }
         self.passes().await?;
+        self.link_owners().await?;
         if self.existing == Existing::Replace {
+            self.remove_newer_releases().await?;
             self.name_the_others().await?;
         }
-        self.end().await
+        self.end().await?;
+        self.name_what_is_not_ready().await
     }
 
     /// The next object: what lies beside it comes first.
@@ -156,13 +260,16 @@ impl Restoring<'_> {
         let body = member.bytes().await?;
         let text = std::str::from_utf8(&body).map_err(|_| torn(&place))?;
         let object = from_yaml(text).map_err(|why| torn(&place).hint(why))?;
-        let kind = self.kinds.of(&beside.api_version, &beside.kind).cloned();
+        let kind = self.kinds.in_version(&beside.api_version, &beside.kind);
         let namespace = beside
             .namespace
             .as_ref()
             .map(|namespace| self.namespace(namespace));
         Ok(Some(Item {
-            tier: kind.as_ref().map_or(7, tiers::of),
+            tier: self
+                .kinds
+                .of(&beside.api_version, &beside.kind)
+                .map_or(7, tiers::of),
             unit,
             kind,
             namespace,
@@ -177,6 +284,12 @@ impl Restoring<'_> {
             .get(group)
             .map_or(group, String::as_str)
             .to_owned()
+    }
+
+    /// Whether all of a group is selected.
+    fn is_whole(&self, group: &str) -> bool {
+        let mut selected = self.how.selected.iter();
+        selected.any(|s| s.group == group && s.unit.is_none())
     }
 
     /// Before anything is written: namespaces that are going, and with `--existing refuse` everything that is there.
@@ -202,6 +315,11 @@ impl Restoring<'_> {
                     why.join("; ")
                 ))
                 .hint("wait until it is gone"));
+            }
+            if self.how.hold {
+                self.source
+                    .refuse_what_cannot_be_held(&self.api, &self.kinds, &namespace)
+                    .await?;
             }
         }
         if self.existing != Existing::Refuse {
@@ -235,7 +353,7 @@ impl Restoring<'_> {
             .map(|item| item.beside.name.clone())
             .collect();
         self.apply_all(items).await?;
-        if tier == tiers::DEFINITIONS && next != Some(tier) {
+        if tier == tiers::DEFINITIONS && next != Some(tier) && !self.dry {
             self.wait_for_definitions(&definitions).await?;
             self.kinds = Kinds::discover(&self.api).await?;
         }
@@ -243,11 +361,10 @@ impl Restoring<'_> {
     }
 
     async fn apply_all(&mut self, items: Vec<Item>) -> Result<()> {
-        for item in &items {
-            if let Some(namespace) = &item.namespace
-                && item.beside.kind != "Namespace"
-            {
-                self.set_mark(namespace).await?;
+        for item in items.iter().filter(|item| item.beside.kind != "Namespace") {
+            match &item.namespace {
+                Some(namespace) => self.enter(namespace).await?,
+                None => self.enter_cluster().await?,
             }
         }
         let this = &*self;
@@ -265,11 +382,76 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    /// The first object of this restore in a namespace.
-    async fn set_mark(&mut self, namespace: &str) -> Result<()> {
-        if self.marked.contains(namespace) {
+    /// The first object of this restore in a namespace: the mark is set, and what is there already is looked at.
+    async fn enter(&mut self, namespace: &str) -> Result<()> {
+        if !self.entered.insert(namespace.to_owned()) {
             return Ok(());
         }
+        if !self.dry {
+            self.set_mark(namespace).await?;
+        }
+        self.find_newer_releases(namespace).await?;
+        self.find_scaled(namespace).await?;
+        self.find_own(namespace).await?;
+        if self.how.hold && !self.dry {
+            let source = self.source;
+            source
+                .hold_running(self.cx, &self.api, &self.kinds, namespace)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The mark for what belongs to no namespace stands in that of the account. One that may not write there goes on without.
+    async fn enter_cluster(&mut self) -> Result<()> {
+        let namespace = self.api.own_namespace().to_owned();
+        if self.dry || self.of_cluster || self.marked.contains(&namespace) {
+            return Ok(());
+        }
+        self.of_cluster = true;
+        let mine = Unfinished {
+            selected: vec![Selected {
+                group: CLUSTER.into(),
+                unit: None,
+            }],
+            ..self.unfinished(&namespace)
+        };
+        match mark::set(&self.api, &namespace, &mine).await {
+            Ok(()) => {
+                self.marked.insert(namespace);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => {
+                self.tally.warnings.push(format!(
+                    "what belongs to the cluster is restored without a mark: {error}"
+                ));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replicas of these are an autoscaler's matter.
+    async fn find_scaled(&mut self, namespace: &str) -> Result<()> {
+        let Some(kind) = self.kinds.of("autoscaling/v2", "HorizontalPodAutoscaler") else {
+            return Ok(());
+        };
+        let mut pages = Pages::of(kind, Some(namespace), None);
+        while let Some(page) = pages.readable(&self.api).await? {
+            for scaler in &page {
+                let target = |key| {
+                    text(scaler, &["spec", "scaleTargetRef", key])
+                        .unwrap_or_default()
+                        .to_owned()
+                };
+                self.scaled
+                    .insert((namespace.to_owned(), target("kind"), target("name")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_mark(&mut self, namespace: &str) -> Result<()> {
         let path = format!("/api/v1/namespaces/{namespace}");
         if self.api.find(&path).await?.is_none() {
             // Objects of a namespace whose own definition was not selected.
@@ -324,6 +506,56 @@ impl Restoring<'_> {
             item.beside.name.clone(),
         );
         self.seen.insert(key);
+        let is_there = !matches!(
+            applied.outcome,
+            Outcome::Failed(_) | Outcome::Conflict(_) | Outcome::Skipped(_)
+        );
+        if is_there {
+            self.releases.touch(&item);
+            if item.beside.kind == "PersistentVolume"
+                && let Some((namespace, claim)) = volumes::claim_of(&item.object)
+            {
+                self.volumes.insert((self.namespace(&namespace), claim));
+            }
+        }
+        if let (true, true, Some(kind)) = (applied.lacks_owner, is_there, &item.kind) {
+            self.unlinked.push(Unlinked {
+                name: item.name(),
+                path: kind.path_of(item.namespace.as_deref(), &item.beside.name),
+                namespace: item.namespace.clone(),
+                owner_references: item.beside.owner_references.clone(),
+                managed_fields: item.beside.managed_fields.clone(),
+            });
+        }
+        if self.dry {
+            let more = match &applied.outcome {
+                Outcome::Failed(_) | Outcome::Conflict(_) => None,
+                Outcome::Skipped(why) => Some(format!(" ({why})")),
+                _ => Some(
+                    applied
+                        .note
+                        .map(|note| format!(" ({note})"))
+                        .unwrap_or_default(),
+                ),
+            };
+            if let Some(more) = more {
+                self.lines.push(format!(
+                    "{:10} {}{more}",
+                    applied.outcome.word(),
+                    item.name()
+                ));
+                self.lines.extend(applied.diff);
+            }
+        } else if let (Some(kind), Some(namespace)) = (&item.kind, &item.namespace)
+            && matches!(
+                applied.outcome,
+                Outcome::Created | Outcome::Updated | Outcome::Recreated
+            )
+            && ready::has_pods(kind)
+        {
+            self.workloads
+                .push((kind.clone(), namespace.clone(), item.beside.name.clone()));
+        }
         match applied.outcome {
             Outcome::Failed(why) => self.again.push((item, why)),
             Outcome::Conflict(why) => self.fail(&item, &why),
@@ -352,15 +584,14 @@ impl Restoring<'_> {
     fn fail(&mut self, item: &Item, why: &str) {
         self.tally.failed.push(format!("`{}`: {why}", item.name()));
         let unit = Some(item.unit.1.clone()).filter(|name| !name.is_empty());
-        if let Some(namespace) = &item.namespace {
-            let selected = Selected {
-                group: namespace.clone(),
-                unit,
-            };
-            self.owed
-                .entry(namespace.clone())
-                .or_default()
-                .push(selected);
+        let own = self.api.own_namespace().to_owned();
+        let (namespace, group) = match &item.namespace {
+            Some(namespace) => (namespace.clone(), namespace.clone()),
+            None => (own, CLUSTER.to_owned()),
+        };
+        if item.beside.kind != "Namespace" {
+            let selected = Selected { group, unit };
+            self.owed.entry(namespace).or_default().push(selected);
         }
     }
 
@@ -376,8 +607,7 @@ impl Restoring<'_> {
             for item in &mut items {
                 item.kind = self
                     .kinds
-                    .of(&item.beside.api_version, &item.beside.kind)
-                    .cloned();
+                    .in_version(&item.beside.api_version, &item.beside.kind);
             }
             self.apply_all(items).await?;
             if self.again.len() == before {
@@ -390,6 +620,48 @@ impl Restoring<'_> {
         Ok(())
     }
 
+    /// Owners of a later tier are there now. One that is not is named.
+    async fn link_owners(&mut self) -> Result<()> {
+        for one in std::mem::take(&mut self.unlinked) {
+            let namespace = one.namespace.as_deref();
+            let (owners, missing) = fix::owners(self, namespace, &one.owner_references).await?;
+            // In a dry run those of the archive are not made.
+            let is_coming = |name: &String| {
+                let mut seen = self.seen.iter();
+                seen.any(|(kind, _, object)| *name == format!("{kind}/{object}"))
+            };
+            let missing: Vec<String> = missing
+                .into_iter()
+                .filter(|name| !(self.dry && is_coming(name)))
+                .collect();
+            if !missing.is_empty() {
+                self.tally.warnings.push(format!(
+                    "`{}` has lost its owner {}, which is not there",
+                    one.name,
+                    missing.join(", ")
+                ));
+            }
+            if self.dry || owners.is_empty() {
+                continue;
+            }
+            let patch = serde_json::json!({ "metadata": { "ownerReferences": owners } });
+            let patched = self.api.patch(&one.path, &patch).await?;
+            if patched.status >= 300 {
+                self.tally.warnings.push(format!(
+                    "`{}` is not linked to its owners: {}",
+                    one.name,
+                    patched.message()
+                ));
+                continue;
+            }
+            let said =
+                apply::put_owners_of_fields_back(self, &one.path, &one.name, &one.managed_fields);
+            let said = said.await?;
+            self.tally.warnings.extend(said);
+        }
+        Ok(())
+    }
+
     async fn wait_for_definitions(&self, names: &[String]) -> Result<()> {
         let began = Instant::now();
         for name in names {
@@ -398,13 +670,10 @@ impl Restoring<'_> {
                 let Some(definition) = self.api.find(&path).await? else {
                     break;
                 };
-                let conditions = definition["status"]["conditions"].as_array();
-                let is = |word| {
-                    conditions.into_iter().flatten().any(|c| {
-                        text(c, &["type"]) == Some(word) && text(c, &["status"]) == Some("True")
-                    })
-                };
-                if (is("Established") && is("NamesAccepted")) || began.elapsed() > DEFINITION {
+                let is_served = ["Established", "NamesAccepted"]
+                    .iter()
+                    .all(|word| object::holds(&definition, word));
+                if is_served || began.elapsed() > DEFINITION {
                     break;
                 }
                 self.cx.pause(LOOK_AGAIN).await?;
@@ -415,27 +684,91 @@ impl Restoring<'_> {
 
     /// `--existing replace` deletes nothing by itself: what is there besides is named.
     async fn name_the_others(&mut self) -> Result<()> {
-        let whole: Vec<String> = self
+        let whole: Vec<(String, String)> = self
             .how
             .selected
             .iter()
             .filter(|s| s.unit.is_none() && s.group != CLUSTER)
-            .map(|s| self.namespace(&s.group))
+            .map(|s| (s.group.clone(), self.namespace(&s.group)))
             .collect();
-        let kinds = self.source.kinds(&self.kinds)?;
-        for namespace in whole {
-            for kind in kinds.iter().filter(|kind| kind.namespaced) {
-                let list = self.api.get(&kind.path(Some(&namespace))).await?;
-                for object in items(&list).filter(|o| skip::object(kind, o).is_none()) {
-                    let name = object::name(object).to_owned();
-                    let key = (kind.kind.clone(), namespace.clone(), name.clone());
-                    if !self.seen.contains(&key) {
-                        self.tally
-                            .kept
-                            .push(format!("{namespace}/{}", kind.unit(&name)));
+        let kinds: Vec<Kind> = self
+            .source
+            .kinds(&self.kinds)?
+            .into_iter()
+            .filter(|kind| kind.namespaced && self.archived.takes_kind(kind))
+            .cloned()
+            .collect();
+        let selectors = [
+            self.archived.selector.clone(),
+            self.source.settings.selector.clone(),
+        ];
+        let selectors: Vec<String> = selectors.into_iter().flatten().collect();
+        let selector = Some(selectors.join(",")).filter(|text| !text.is_empty());
+        for (group, namespace) in whole {
+            for kind in &kinds {
+                let mut pages = Pages::of(kind, Some(&namespace), selector.as_deref());
+                loop {
+                    let page = match pages.next(&self.api).await {
+                        Ok(Some(page)) => page,
+                        Ok(None) => break,
+                        Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
+                        Err(error) => {
+                            let what = format!(
+                                "what else of {} is in `{namespace}` is not known: {error}",
+                                kind.full_name()
+                            );
+                            self.tally.warnings.push(what);
+                            break;
+                        }
+                    };
+                    for object in page.iter().filter(|o| skip::object(kind, o).is_none()) {
+                        let unit = kind.unit(object::name(object));
+                        let is_left_out = self.source.wanted.excludes(&namespace, &unit)
+                            || !self.archived.takes(&group, kind, &unit);
+                        if !is_left_out {
+                            self.other(kind, &namespace, object).await?;
+                        }
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// An object of a selected namespace that the archive may not have.
+    async fn other(&mut self, kind: &Kind, namespace: &str, object: &Value) -> Result<()> {
+        let name = object::name(object).to_owned();
+        let key = (kind.kind.clone(), namespace.to_owned(), name.clone());
+        if self.seen.contains(&key) {
+            return Ok(());
+        }
+        let what = format!("{namespace}/{}", kind.unit(&name));
+        let used = (namespace.to_owned(), kind.kind.clone(), name.clone());
+        let is_own = object::is_own(object) || self.own.contains(&used);
+        // What somebody else makes again goes with its maker.
+        if !self.how.prune_objects || is_own || object::controller(object).is_some() {
+            self.tally.kept.push(what);
+            return Ok(());
+        }
+        if self.dry {
+            self.lines.push(format!("deleted    {what}"));
+            return Ok(());
+        }
+        let path = kind.path_of(Some(namespace), &name);
+        let options = serde_json::json!({ "propagationPolicy": "Background", "preconditions": { "uid": object::uid(object) } });
+        let gone = self
+            .api
+            .send(&http::Method::DELETE, &path, Some(&options))
+            .await?;
+        match gone.status {
+            404 | 409 => {}
+            200..300 => self.tally.warnings.push(format!(
+                "`{what}` was deleted: the archive does not have it"
+            )),
+            _ => self
+                .tally
+                .failed
+                .push(format!("`{what}` could not be deleted: {}", gone.message())),
         }
         Ok(())
     }

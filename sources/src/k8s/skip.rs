@@ -114,12 +114,15 @@ fn by_kind(kind: &Kind, object: &Value) -> Option<&'static str> {
     match kind.full_name() {
         "ConfigMap" if name == "kube-root-ca.crt" => Some("every cluster has its own"),
         "ConfigMap" if name == crate::k8s::mark::NAME => Some("it is the mark of a restore"),
+        "ConfigMap" if name == crate::k8s::standby::NAME => {
+            Some("it is what a standby site remembers")
+        }
         "ServiceAccount" if name == "default" && is_plain_account(object) => {
             Some("every namespace has one")
         }
         "Secret"
             if text(object, &["type"]) == Some("kubernetes.io/service-account-token")
-                && name.contains("-token-") =>
+                && is_of_controller(object, name) =>
         {
             Some("its controller made it")
         }
@@ -152,6 +155,14 @@ fn by_kind(kind: &Kind, object: &Value) -> Option<&'static str> {
     }
 }
 
+/// Controllers of old made one for each account, with five letters at its end.
+fn is_of_controller(object: &Value, name: &str) -> bool {
+    let account = annotation(object, "kubernetes.io/service-account.name");
+    let prefix = format!("{}-token-", account.unwrap_or_default());
+    name.strip_prefix(&prefix)
+        .is_some_and(|rest| rest.len() == 5)
+}
+
 fn is_plain_account(object: &Value) -> bool {
     [
         "secrets",
@@ -178,10 +189,9 @@ fn is_finished_pod(object: &Value) -> bool {
     )
 }
 
-fn is_finished_job(object: &Value) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|condition| {
-        matches!(text(condition, &["type"]), Some("Complete" | "Failed"))
-            && text(condition, &["status"]) == Some("True")
-    })
+/// Whether a Job has ended, well or not.
+pub fn is_finished_job(object: &Value) -> bool {
+    ["Complete", "Failed"]
+        .iter()
+        .any(|word| object::holds(object, word))
 }

@@ -21,6 +21,9 @@ const CONFIG_COLLECTIONS: [&str; 7] = [
     "version",
 ];
 
+/// Collections of one answer: a hundred thousand of them would be held at once.
+const LISTED_AT_ONCE: i32 = 1000;
+
 /// What holds the measurements of a time series.
 pub const BUCKETS: &str = "system.buckets.";
 
@@ -154,18 +157,23 @@ pub async fn databases(connection: &Connection, filter: &Filter) -> Result<Vec<S
     Ok(names)
 }
 
+fn listing() -> Writing {
+    let cursor = Writing::new().int("batchSize", LISTED_AT_ONCE).bytes();
+    Writing::new()
+        .int("listCollections", 1)
+        .document("cursor", &cursor)
+}
+
 /// Collections of a database that the filter takes, sorted; whether their options could be seen.
 pub async fn collections(
     connection: &Connection,
     database: &str,
     filter: &Filter,
 ) -> Result<(Vec<Collection>, Seen)> {
-    let command = Writing::new().int("listCollections", 1);
-    let (mut cursor, seen) = match connection.cursor(database, command).await {
+    let (mut cursor, seen) = match connection.cursor(database, listing()).await {
         Ok(cursor) => (cursor, Seen::All),
         Err(failure) if failure.is_denied() => {
-            let command = Writing::new()
-                .int("listCollections", 1)
+            let command = listing()
                 .flag("nameOnly", true)
                 .flag("authorizedCollections", true);
             (connection.cursor(database, command).await?, Seen::Names)
@@ -192,6 +200,25 @@ pub async fn collections(
     found.shrink_to_fit();
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok((found, seen))
+}
+
+/// Names of what stands in a database, but for the server's own: no more than that is held of each.
+pub async fn names(connection: &Connection, database: &str) -> Result<Vec<String>> {
+    let command = listing().flag("nameOnly", true);
+    let listed = connection.cursor(database, command).await;
+    let mut cursor =
+        listed.map_err(|failure| failure.error.within(format!("listing `{database}`")))?;
+    let (mut names, all) = (Vec::new(), Filter::default());
+    while let Some(batch) = connection.next(&mut cursor).await? {
+        for document in documents_of(&batch)? {
+            let name = bson::text(document, "name").unwrap_or_default();
+            if !name.starts_with(BUCKETS) && all.takes(database, name) {
+                names.push(name.to_owned());
+            }
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// How much of a database's collections an account sees.

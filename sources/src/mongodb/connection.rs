@@ -164,10 +164,7 @@ impl Connection {
 
     /// The same, stopped by nobody.
     pub fn unstoppable(&self) -> Self {
-        self.with_context(&Context {
-            cancel: tokio_util::sync::CancellationToken::new(),
-            ..self.cx.clone()
-        })
+        self.with_context(&self.cx.unstopped())
     }
 
     /// Runs a command. What the server refuses is a failure with its number.

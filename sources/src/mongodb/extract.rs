@@ -13,7 +13,7 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 use bk_core::context::Context;
 use bk_core::error::{Error, Result, settings, unsupported};
 use bk_core::name::MemberPath;
-use bk_core::source::{ExtractAs, Input, Member, Meta, Stage, Tally, UnitCount};
+use bk_core::source::{Counting, ExtractAs, Input, Member, Meta, Stage, Tally};
 use bk_core::tree::{Tree, TreeOptions, Writing};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -46,6 +46,7 @@ pub async fn extract(cx: &Context, mut input: Input, how: &ExtractAs) -> Result<
         keep_setuid: false,
         owners: false,
         outward_links: false,
+        exact_attributes: false,
     };
     let facts = input.facts().clone();
     let version = facts.more["version"]
@@ -121,7 +122,7 @@ struct Extracting {
     filled: HashMap<Unit, u64>,
     log: Vec<(u64, Vec<u8>)>,
     log_bytes: usize,
-    counts: BTreeMap<(String, String, Stage), (u64, u64, u64)>,
+    counts: Counting,
     tally: Tally,
 }
 
@@ -142,7 +143,7 @@ impl Extracting {
             filled: HashMap::new(),
             log: Vec::new(),
             log_bytes: 0,
-            counts: BTreeMap::new(),
+            counts: Counting::default(),
             tally: Tally::default(),
         }
     }
@@ -169,29 +170,12 @@ impl Extracting {
             self.finish(member, tree, out).await?;
         }
         self.end(tree, out)?;
-        self.tally.units = self
-            .counts
-            .into_iter()
-            .map(|((group, name, stage), (members, rows, bytes))| UnitCount {
-                group,
-                name,
-                stage,
-                members,
-                rows,
-                bytes,
-            })
-            .collect();
+        self.tally.units = self.counts.units();
         Ok(self.tally)
     }
 
     fn count(&mut self, unit: &Unit, stage: Stage, rows: u64, bytes: usize) {
-        let count = self
-            .counts
-            .entry((unit.0.clone(), unit.1.clone(), stage))
-            .or_default();
-        count.0 += 1;
-        count.1 += rows;
-        count.2 += bytes as u64;
+        self.counts.member(unit, stage, rows, bytes as u64);
     }
 
     async fn schema(&mut self, cx: &Context, input: &mut Input) -> Result<()> {

@@ -85,7 +85,10 @@ struct Restoring<'a> {
     waits: HashMap<Unit, u64>,
     /// Collections that the log says something of.
     logged: HashSet<Unit>,
-    counts: BTreeMap<(String, String, Stage), Count>,
+    /// Options of collections, each kept once: those of a hundred thousand are mostly the same.
+    known_options: HashSet<Arc<[u8]>>,
+    /// Of units that are no collection, or none yet.
+    counts: BTreeMap<Unit, Vec<(Stage, Count)>>,
     tally: Tally,
 }
 
@@ -109,8 +112,10 @@ struct Made {
     /// Whether the server knows the raw form of its documents only by name.
     raw: bool,
     /// But for those that it has anyway.
-    indexes: Vec<Vec<u8>>,
-    options: Vec<u8>,
+    indexes: Arc<[Vec<u8>]>,
+    options: Arc<[u8]>,
+    /// What came back of it.
+    counts: Vec<(Stage, Count)>,
 }
 
 impl Made {
@@ -170,6 +175,7 @@ impl<'a> Restoring<'a> {
                 })
                 .collect(),
             logged: input.units(Stage::Finish).map(unit).collect(),
+            known_options: HashSet::new(),
             counts: BTreeMap::new(),
             tally: Tally::default(),
         }
@@ -220,15 +226,19 @@ impl<'a> Restoring<'a> {
     }
 
     fn take_counts(&mut self) -> Vec<UnitCount> {
-        std::mem::take(&mut self.counts)
-            .into_iter()
-            .map(|((group, name, stage), count)| UnitCount {
-                group,
-                name,
-                stage,
-                members: count.members,
-                rows: count.rows,
-                bytes: count.bytes,
+        let made = std::mem::take(&mut self.made).into_iter();
+        let others = std::mem::take(&mut self.counts).into_iter();
+        made.map(|(unit, made)| (unit, made.counts))
+            .chain(others)
+            .flat_map(|((group, name), counts)| {
+                counts.into_iter().map(move |(stage, count)| UnitCount {
+                    group: group.clone(),
+                    name: name.clone(),
+                    stage,
+                    members: count.members,
+                    rows: count.rows,
+                    bytes: count.bytes,
+                })
             })
             .collect()
     }
@@ -236,17 +246,28 @@ impl<'a> Restoring<'a> {
     /// One member more.
     fn count(&mut self, unit: &Unit, stage: Stage, rows: u64, bytes: u64) {
         self.count_rows(unit, stage, rows, bytes);
-        let key = (unit.0.clone(), unit.1.clone(), stage);
-        self.counts.entry(key).or_default().members += 1;
+        self.counted(unit, stage).members += 1;
     }
 
     fn count_rows(&mut self, unit: &Unit, stage: Stage, rows: u64, bytes: u64) {
-        let count = self
-            .counts
-            .entry((unit.0.clone(), unit.1.clone(), stage))
-            .or_default();
+        let count = self.counted(unit, stage);
         count.rows += rows;
         count.bytes += bytes;
+    }
+
+    fn counted(&mut self, unit: &Unit, stage: Stage) -> &mut Count {
+        let counts = match self.made.get_mut(unit) {
+            Some(made) => &mut made.counts,
+            None => self.counts.entry(unit.clone()).or_default(),
+        };
+        let at = counts.iter().position(|(known, _)| *known == stage);
+        let at = at.unwrap_or_else(|| {
+            // Most have one, and there may be a hundred thousand.
+            counts.reserve_exact(1);
+            counts.push((stage, Count::default()));
+            counts.len() - 1
+        });
+        &mut counts[at].1
     }
 
     /// The target's database for a group.
@@ -381,11 +402,12 @@ impl<'a> Restoring<'a> {
             self.cx.check_cancelled()?;
             let database = self.database(&group);
             let (mut goes, mut kept) = (Vec::new(), 0);
-            for (name, there) in self.there(&database).await? {
+            for there in catalogue::names(&self.connection, &database).await? {
+                let name = part(&there);
                 if units.as_ref().is_some_and(|units| !units.contains(&name)) {
                     continue;
                 }
-                let left_out = !self.filter.takes(&name_of(&group), &there.name);
+                let left_out = !self.filter.takes(&name_of(&group), &there);
                 if left_out || self.failed.contains(&(group.clone(), name.clone())) {
                     kept += 1;
                     self.keep(format!("{database}/{name}"));
@@ -404,21 +426,21 @@ impl<'a> Restoring<'a> {
                     .map_err(|failure| failure.error.within(format!("dropping `{database}`")))?;
                 continue;
             }
-            for collection in goes {
-                self.drop_collection(&collection).await?;
+            for name in goes {
+                self.drop_collection(&database, &name).await?;
             }
         }
         Ok(())
     }
 
-    async fn drop_collection(&self, collection: &Collection) -> Result<()> {
-        let command = Writing::new().text("drop", &collection.name);
-        match self.connection.run(&collection.database, command).await {
+    async fn drop_collection(&self, database: &str, name: &str) -> Result<()> {
+        let command = Writing::new().text("drop", name);
+        match self.connection.run(database, command).await {
             Ok(_) => Ok(()),
             Err(failure) if failure.code == Some(code::NAMESPACE_NOT_FOUND) => Ok(()),
             Err(failure) => Err(failure
                 .error
-                .within(format!("dropping `{}`", collection.full()))),
+                .within(format!("dropping `{database}.{name}`"))),
         }
     }
 

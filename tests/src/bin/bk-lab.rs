@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | couch DOCUMENTS ATTACHMENTS | noise MIB | discard | put ENDPOINT BUCKET MIB | ssh-put TABLE FILE | ssh-get TABLE | link PORT MILLISECONDS";
+const USAGE: &str = "bk-lab digest FOLDER | corpus FOLDER MIB | tree FOLDER FILES | files FOLDER COUNT MIB | scale blocks|units N FOLDER | publish FOLDER STEP N | read-mysql SOCKET | read-mongo URI | seed-mongo URI MIB | drain-mongo URI | cat-mongo URI | insert-mongo URI FOLDER | empties-mongo URI COUNT | couch DOCUMENTS ATTACHMENTS | noise MIB | discard | put ENDPOINT BUCKET MIB | ssh-put TABLE FILE | ssh-get TABLE | link PORT MILLISECONDS | plugin MIB | plugin-calls COUNT";
 
 #[tokio::main]
 async fn main() {
@@ -49,6 +49,8 @@ async fn main() {
         ["publish", folder, step, n] => {
             publish(Path::new(folder), step, n.parse().expect(USAGE)).await
         }
+        ["plugin", mib] => bk_tests::plugin_lab::throughput(mib.parse().expect(USAGE)).await,
+        ["plugin-calls", count] => bk_tests::plugin_lab::calls(count.parse().expect(USAGE)).await,
         ["read-mysql", socket] => read_mysql(socket).await,
         ["read-mongo", uri] => read_mongo(uri).await,
         ["seed-mongo", uri, mib] => bk_tests::mongo_lab::seed(uri, mib.parse().expect(USAGE)).await,
@@ -243,6 +245,8 @@ async fn read(name: &str, source: Arc<dyn Source>) {
     site.sources.push(SourceInstance {
         name: name.into(),
         plugin: name.into(),
+        after: Vec::new(),
+        hooks: bk_core::hooks::Hooks::default(),
         source,
     });
     let report = site.backup().await;

@@ -1,15 +1,23 @@
 //! One object: made where it is absent, left alone where nothing differs, else written whole with what the server owns taken from it.
 
-use super::{Item, Restoring, fix};
-use crate::k8s::connection::Answer;
+use super::{Item, Restoring, diff, fix, volumes};
+use crate::k8s::connection::{Answer, MANAGER};
 use crate::k8s::discovery::Kind;
+use crate::k8s::holding;
 use crate::k8s::object::{self, sorted, taken_apart, text};
 use bk_core::error::{ErrorKind, Result};
+use bk_core::source::Existing;
 use http::Method;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// How often a write is repeated that another one crossed.
 const CROSSED: usize = 5;
+/// Longest word of a server about a field.
+const MESSAGE_CHARS: usize = 300;
+/// How long an object may take to go that is made anew.
+const GOES: Duration = Duration::from_mins(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Kinds of no namespace that others of the cluster may need: made where they are absent, changed only when they are named.
 const SHARED: [&str; 9] = [
     "CustomResourceDefinition",
@@ -28,6 +36,8 @@ const SHARED: [&str; 9] = [
 pub(super) enum Outcome {
     Created,
     Updated,
+    /// Deleted and made anew.
+    Recreated,
     Unchanged,
     Skipped(String),
     Conflict(String),
@@ -41,6 +51,7 @@ impl Outcome {
         match self {
             Self::Created => "created",
             Self::Updated => "updated",
+            Self::Recreated => "made anew",
             Self::Unchanged => "unchanged",
             Self::Skipped(_) => "left out",
             Self::Conflict(_) => "in conflict",
@@ -56,6 +67,12 @@ pub(super) struct Applied {
     /// Its UID in the target.
     pub uid: Option<String>,
     pub warnings: Vec<String>,
+    /// What would change, where nothing is written.
+    pub diff: Vec<String>,
+    /// What the server could not be asked.
+    pub note: Option<&'static str>,
+    /// Whether an owner of it was not there yet.
+    pub lacks_owner: bool,
 }
 
 impl Applied {
@@ -68,6 +85,9 @@ impl Applied {
             outcome,
             uid: None,
             warnings: Vec::new(),
+            diff: Vec::new(),
+            note: None,
+            lacks_owner: false,
         }
     }
 }
@@ -75,111 +95,409 @@ impl Applied {
 /// Puts one object back.
 pub(super) async fn apply(restoring: &Restoring<'_>, item: &Item) -> Result<Applied> {
     let Some(kind) = &item.kind else {
-        return Ok(Applied::failed(format!(
-            "the server has no kind {} of {}",
-            item.beside.kind, item.beside.api_version
-        )));
+        if restoring.dry
+            && item.beside.kind_is_extension()
+            && restoring
+                .kinds
+                .of(&item.beside.api_version, &item.beside.kind)
+                .is_none()
+        {
+            return Ok(Applied {
+                note: Some("not asked of the server: its definition is not there yet"),
+                ..Applied::of(Outcome::Created)
+            });
+        }
+        let version = &item.beside.api_version;
+        let known = restoring.kinds.of(version, &item.beside.kind);
+        let why = match known {
+            Some(known) => format!(
+                "the archive has it in {version}, and the server has {} of that group only in {}",
+                known.kind,
+                known.served.join(", ")
+            ),
+            None => format!("the server has no kind {} of {version}", item.beside.kind),
+        };
+        return Ok(Applied::failed(why));
     };
     if item.beside.redacted {
         let why = "its values were left out of the archive (`secrets = \"redact\"`)";
         return Ok(Applied::of(Outcome::Skipped(why.into())));
     }
-    if item.beside.own && !is_named(restoring, item) {
-        let why = "bk made it; name it with --only to restore it";
+    let own = (
+        item.namespace.clone().unwrap_or_default(),
+        item.beside.kind.clone(),
+        item.beside.name.clone(),
+    );
+    if (item.beside.own || restoring.own.contains(&own)) && !is_named(restoring, item) {
+        let why = "bk made it, or runs by it; name it with --only to restore it";
         return Ok(Applied::of(Outcome::Skipped(why.into())));
     }
-    let (wished, warnings) = fix::wished(restoring, item, kind).await?;
-    let mut applied = write(restoring, item, kind, wished).await?;
-    applied.warnings.extend(warnings);
+    if let Some(why) = restoring.releases.conflict(restoring.existing, item) {
+        return Ok(Applied::of(Outcome::Conflict(why)));
+    }
+    let wished = fix::wished(restoring, item, kind).await?;
+    let mut applied = write(restoring, item, kind, wished.object).await?;
+    applied.warnings.extend(wished.warnings);
+    applied.lacks_owner = wished.lacks_owner;
     Ok(applied)
 }
 
 /// Whether the very object was asked for.
 fn is_named(restoring: &Restoring<'_>, item: &Item) -> bool {
-    restoring
-        .how
-        .selected
-        .iter()
-        .any(|s| s.group == item.unit.0 && s.unit.as_ref() == Some(&item.unit.1))
+    let (group, unit) = &item.unit;
+    restoring.how.selection.names_unit(group, unit)
+}
+
+/// Where an object is written.
+struct Place<'a> {
+    kind: &'a Kind,
+    namespace: Option<&'a str>,
+    path: String,
+    doing: String,
+}
+
+impl Place<'_> {
+    /// Said of what the server does not take.
+    fn refused(&self, answer: &Answer) -> Applied {
+        Applied::failed(without_value(&answer.refusal(&self.doing).what))
+    }
 }
 
 async fn write(
     restoring: &Restoring<'_>,
     item: &Item,
     kind: &Kind,
-    wished: Value,
+    mut wished: Value,
 ) -> Result<Applied> {
-    let api = &restoring.api;
     let namespace = item.namespace.as_deref().filter(|_| kind.namespaced);
-    let name = object::name(&wished).to_owned();
-    let path = kind.path_of(namespace, &name);
-    let doing = format!("writing `{}`", item.name());
+    let place = Place {
+        kind,
+        namespace,
+        path: kind.path_of(namespace, object::name(&wished)),
+        doing: format!("writing `{}`", item.name()),
+    };
+    let mut unsure = None;
     for _ in 0..CROSSED {
-        let Some(live) = api.find(&path).await? else {
-            let made = send(restoring, &Method::POST, &kind.path(namespace), &wished).await;
-            match made {
-                // Somebody was quicker, or an answer was lost: it is looked at.
-                Ok(answer) if answer.status == 409 && answer.reason() == "AlreadyExists" => {
-                    continue;
-                }
-                Err(error) if error.kind == ErrorKind::Unreachable => continue,
-                Ok(answer) if answer.status < 300 => {
-                    return finished(restoring, item, (&path, Outcome::Created), answer).await;
-                }
-                Ok(answer) => return Ok(Applied::failed(answer.refusal(&doing).what)),
-                Err(error) => return Err(error),
-            }
+        let step = match restoring.api.find(&place.path).await? {
+            None => make(restoring, item, &place, &mut wished).await?,
+            Some(live) => update(restoring, item, &place, (&wished, &live), unsure.take()).await?,
         };
-        let uid = object::uid(&live).to_owned();
-        let same = |outcome| Applied {
-            uid: Some(uid.clone()),
-            ..Applied::of(outcome)
-        };
-        let wanted = with_the_servers_own(kind, &wished, &live);
-        if alike(kind, &wanted, &live) {
-            return Ok(same(Outcome::Unchanged));
-        }
-        if text(&live, &["metadata", "deletionTimestamp"]).is_some() {
-            return Ok(Applied::failed("it is being deleted".into()));
-        }
-        if SHARED.contains(&item.beside.kind.as_str()) && !is_named(restoring, item) {
-            let why = "it is there and differs; others of the cluster may need it as it is: name it with --only to write it";
-            return Ok(same(Outcome::Skipped(why.into())));
-        }
-        // The server itself says whether its defaults and admission make the two one.
-        let tried = send(
-            restoring,
-            &Method::PUT,
-            &format!("{path}?dryRun=All"),
-            &wanted,
-        )
-        .await?;
-        match tried.status {
-            200..300 if without_versions(&tried.body) == without_versions(&live) => {
-                return Ok(same(Outcome::Unchanged));
-            }
-            200..300 => {}
-            409 => continue,
-            422 => return Ok(same(Outcome::Conflict(immutable(&tried)))),
-            _ => return Ok(Applied::failed(tried.refusal(&doing).what)),
-        }
-        let put = send(restoring, &Method::PUT, &path, &wanted).await;
-        match put {
-            Ok(answer) if answer.status == 409 => {}
-            Err(error) if error.kind == ErrorKind::Unreachable => {}
-            Ok(answer) if answer.status < 300 => {
-                return finished(restoring, item, (&path, Outcome::Updated), answer).await;
-            }
-            Ok(answer) if answer.status == 422 => {
-                return Ok(same(Outcome::Conflict(immutable(&answer))));
-            }
-            Ok(answer) => return Ok(Applied::failed(answer.refusal(&doing).what)),
-            Err(error) => return Err(error),
+        match step {
+            Step::Done(applied) => return Ok(*applied),
+            Step::Again => {}
+            Step::Unsure(outcome) => unsure = Some(outcome),
         }
     }
     Ok(Applied::failed(
         "others write it all the time, or the server does not answer".into(),
     ))
+}
+
+/// What came of a try.
+enum Step {
+    Done(Box<Applied>),
+    /// Somebody was quicker: it is looked at again.
+    Again,
+    /// The answer was lost: this was done, if it is as wished when it is looked at again.
+    Unsure(Outcome),
+}
+
+impl Step {
+    fn done(applied: Applied) -> Self {
+        Self::Done(Box::new(applied))
+    }
+}
+
+/// Makes what is absent.
+async fn make(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    place: &Place<'_>,
+    wished: &mut Value,
+) -> Result<Step> {
+    if item.beside.kind == "PersistentVolume" {
+        let elsewhere = "it is a volume of another cluster, and both would write into it; name it with --only to make it here";
+        let is_elsewhere = !restoring.how.at_home && !is_named(restoring, item);
+        let why = volumes::is_gone(&item.object).or(is_elsewhere.then_some(elsewhere));
+        if let Some(why) = why {
+            return Ok(Step::done(Applied::of(Outcome::Skipped(why.into()))));
+        }
+    }
+    if !place.kind.has_status
+        && let Some(status) = &item.beside.status
+    {
+        // Nobody else writes it: it is data as all else.
+        wished["status"] = status.clone();
+    }
+    let (volume, said) = if item.beside.kind == "PersistentVolumeClaim" {
+        restoring.before_claim(item, wished).await?
+    } else {
+        (None, Vec::new())
+    };
+    if restoring.dry {
+        let mut would = would_create(restoring, place, wished).await?;
+        would.warnings.extend(said);
+        return Ok(Step::done(would));
+    }
+    let path = place.kind.path(place.namespace);
+    let answer = match send(restoring, &Method::POST, &path, wished).await {
+        Err(error) if error.kind == ErrorKind::Unreachable => {
+            return Ok(Step::Unsure(Outcome::Created));
+        }
+        other => other?,
+    };
+    match answer.status {
+        409 if answer.reason() == "AlreadyExists" => return Ok(Step::Again),
+        502..=504 => return Ok(Step::Unsure(Outcome::Created)),
+        _ => {}
+    }
+    if answer.status >= 300 {
+        return Ok(Step::done(place.refused(&answer)));
+    }
+    let mut applied = finished(restoring, item, (&place.path, Outcome::Created), answer).await?;
+    applied.warnings.extend(said);
+    if let Some(volume) = volume {
+        let waited = restoring.wait_until_bound(&place.path, item, &volume);
+        applied.warnings.extend(waited.await?);
+    }
+    Ok(Step::done(applied))
+}
+
+/// Writes what is there and differs. Nothing when it must be looked at again.
+async fn update(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    place: &Place<'_>,
+    (wished, live): (&Value, &Value),
+    unsure: Option<Outcome>,
+) -> Result<Step> {
+    let (kind, path) = (place.kind, &place.path);
+    let same = |outcome| Applied {
+        uid: Some(object::uid(live).to_owned()),
+        ..Applied::of(outcome)
+    };
+    let wanted = with_the_servers_own(restoring, place, wished, live);
+    // A group's own properties change only when all of it was asked for.
+    let is_part = item.beside.kind == "Namespace" && !restoring.is_whole(&item.unit.0);
+    let is_same = is_part || alike(kind, &wanted, live);
+    if let (true, Some(outcome)) = (is_same, unsure) {
+        let answer = Answer::of(live.clone());
+        return finished(restoring, item, (path, outcome), answer)
+            .await
+            .map(Step::done);
+    }
+    if is_same {
+        return unchanged(restoring, item, place, live)
+            .await
+            .map(Step::done);
+    }
+    if item.beside.kind == "PersistentVolume"
+        && let Some((namespace, claim)) = volumes::claim_of(live)
+        && volumes::claim_of(live) != volumes::claim_of(wished)
+    {
+        let why = format!("it is there, and belongs to the claim `{namespace}/{claim}`");
+        return Ok(Step::done(same(Outcome::Skipped(why))));
+    }
+    if text(live, &["metadata", "deletionTimestamp"]).is_some() {
+        return Ok(Step::done(Applied::failed("it is being deleted".into())));
+    }
+    if SHARED.contains(&item.beside.kind.as_str()) && !is_named(restoring, item) {
+        let why = "it is there and differs; others of the cluster may need it as it is: name it with --only to write it";
+        return Ok(Step::done(same(Outcome::Skipped(why.into()))));
+    }
+    // The server itself says whether its defaults and admission make the two one.
+    let strict = if restoring.dry {
+        "&fieldValidation=Strict"
+    } else {
+        ""
+    };
+    let try_path = format!("{path}?dryRun=All{strict}");
+    let tried = send(restoring, &Method::PUT, &try_path, &wanted).await?;
+    match tried.status {
+        200..300 if without_versions(&tried.body) == without_versions(live) => {
+            return unchanged(restoring, item, place, live)
+                .await
+                .map(Step::done);
+        }
+        200..300 if restoring.dry => {
+            return Ok(Step::done(Applied {
+                diff: diff::lines(kind, live, &tried.body),
+                ..same(Outcome::Updated)
+            }));
+        }
+        200..300 => {}
+        409 => return Ok(Step::Again),
+        422 if restoring.how.recreate && may_be_recreated(item) => {
+            let anew = recreate(restoring, item, place, (live, wished)).await?;
+            return Ok(Step::done(anew));
+        }
+        422 => return Ok(Step::done(same(Outcome::Conflict(immutable(&tried))))),
+        _ => return Ok(Step::done(place.refused(&tried))),
+    }
+    if !wakes_up(kind, &wanted, live) {
+        return put(restoring, item, place, (&wanted, live)).await;
+    }
+    match holding::missed_nothing(restoring.cx, &restoring.api, path).await {
+        Ok(()) => {}
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let why = "it is suspended there, and would start at once what it missed meanwhile: its last time cannot be written";
+            return Ok(Step::done(same(Outcome::Conflict(why.into()))));
+        }
+        Err(error) => return Err(error),
+    }
+    // That changed its version.
+    let Some(live) = restoring.api.find(path).await? else {
+        return Ok(Step::Again);
+    };
+    let wanted = with_the_servers_own(restoring, place, wished, &live);
+    put(restoring, item, place, (&wanted, &live)).await
+}
+
+/// Nothing is to be written but, where a run was killed before it, who owned the fields.
+async fn unchanged(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    place: &Place<'_>,
+    live: &Value,
+) -> Result<Applied> {
+    let mut applied = Applied {
+        uid: Some(object::uid(live).to_owned()),
+        ..Applied::of(Outcome::Unchanged)
+    };
+    let owners = live["metadata"]["managedFields"].as_array();
+    let is_ours = |entry: &Value| text(entry, &["manager"]) == Some(MANAGER);
+    if !restoring.dry && owners.is_some_and(|owners| owners.iter().any(is_ours)) {
+        let (name, owners) = (item.name(), &item.beside.managed_fields);
+        let said = put_owners_of_fields_back(restoring, &place.path, &name, owners).await?;
+        applied.warnings.extend(said);
+    }
+    Ok(applied)
+}
+
+/// Writes it whole.
+async fn put(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    place: &Place<'_>,
+    (wanted, live): (&Value, &Value),
+) -> Result<Step> {
+    let answer = match send(restoring, &Method::PUT, &place.path, wanted).await {
+        Err(error) if error.kind == ErrorKind::Unreachable => {
+            return Ok(Step::Unsure(Outcome::Updated));
+        }
+        other => other?,
+    };
+    match answer.status {
+        409 => Ok(Step::Again),
+        502..=504 => Ok(Step::Unsure(Outcome::Updated)),
+        200..300 => {
+            let updated = (&*place.path, Outcome::Updated);
+            finished(restoring, item, updated, answer)
+                .await
+                .map(Step::done)
+        }
+        422 => Ok(Step::done(Applied {
+            uid: Some(object::uid(live).to_owned()),
+            ..Applied::of(Outcome::Conflict(immutable(&answer)))
+        })),
+        _ => Ok(Step::done(place.refused(&answer))),
+    }
+}
+
+/// What the server says of an object that is not there.
+async fn would_create(
+    restoring: &Restoring<'_>,
+    place: &Place<'_>,
+    wished: &Value,
+) -> Result<Applied> {
+    let (kind, namespace) = (place.kind, place.namespace);
+    let path = format!("{}?dryRun=All&fieldValidation=Strict", kind.path(namespace));
+    let answer = send(restoring, &Method::POST, &path, wished).await?;
+    let no_namespace =
+        answer.status == 404 && text(&answer.body, &["details", "kind"]) == Some("namespaces");
+    Ok(match answer.status {
+        200..300 => Applied {
+            warnings: answer.warnings,
+            ..Applied::of(Outcome::Created)
+        },
+        _ if no_namespace => Applied {
+            note: Some("not asked of the server: its namespace is not there yet"),
+            ..Applied::of(Outcome::Created)
+        },
+        _ => Applied::failed(without_value(&answer.message())),
+    })
+}
+
+/// Whether a `CronJob` that is suspended would run again.
+fn wakes_up(kind: &Kind, wanted: &Value, live: &Value) -> bool {
+    let is_suspended = |object: &Value| object["spec"]["suspend"] == Value::Bool(true);
+    kind.kind == "CronJob" && is_suspended(live) && !is_suspended(wanted)
+}
+
+/// Never what holds data or other objects.
+fn may_be_recreated(item: &Item) -> bool {
+    !matches!(
+        item.beside.kind.as_str(),
+        "PersistentVolumeClaim"
+            | "PersistentVolume"
+            | "Namespace"
+            | "CustomResourceDefinition"
+            | "StorageClass"
+    )
+}
+
+/// Deletes the very object that was looked at, waits until it is gone, and makes it anew.
+async fn recreate(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    place: &Place<'_>,
+    (live, wished): (&Value, &Value),
+) -> Result<Applied> {
+    let (kind, namespace) = (place.kind, place.namespace);
+    if restoring.dry {
+        return Ok(Applied::of(Outcome::Recreated));
+    }
+    let api = &restoring.api;
+    let path = &place.path;
+    // What the server would not take is not made way for.
+    let tried = format!("{}?dryRun=All", kind.path(namespace));
+    let tried = send(restoring, &Method::POST, &tried, wished).await?;
+    if tried.status != 409 && tried.status >= 300 {
+        return Ok(Applied::of(Outcome::Conflict(immutable(&tried))));
+    }
+    // Pods of a StatefulSet live on, and are its again.
+    let policy = if kind.kind == "StatefulSet" {
+        "Orphan"
+    } else {
+        "Background"
+    };
+    let options =
+        json!({ "propagationPolicy": policy, "preconditions": { "uid": object::uid(live) } });
+    let gone = send(restoring, &Method::DELETE, path, &options).await?;
+    if gone.status != 404 {
+        gone.good(&format!("deleting `{}`", item.name()))?;
+    }
+    let began = Instant::now();
+    while let Some(there) = api.find(path).await? {
+        if object::uid(&there) != object::uid(live) {
+            break;
+        }
+        if began.elapsed() > GOES {
+            let finalizers = there["metadata"]["finalizers"].to_string();
+            return Ok(Applied::failed(format!(
+                "it was deleted to be made anew and does not go; its finalizers are {finalizers}"
+            )));
+        }
+        restoring.cx.pause(LOOK_AGAIN).await?;
+    }
+    let answer = send(restoring, &Method::POST, &kind.path(namespace), wished).await?;
+    if answer.status < 300 {
+        return finished(restoring, item, (path, Outcome::Recreated), answer).await;
+    }
+    Ok(Applied::failed(format!(
+        "it was deleted and could not be made anew: {}",
+        without_value(&answer.message())
+    )))
 }
 
 async fn send(
@@ -200,14 +518,27 @@ fn immutable(answer: &Answer) -> String {
         .filter_map(|cause| {
             let field = text(cause, &["field"])?;
             let message = text(cause, &["message"]).unwrap_or_default();
-            Some(format!("{field}: {message}"))
+            Some(format!("{field}: {}", without_value(message)))
         })
         .collect();
     if fields.is_empty() {
-        answer.message()
+        without_value(&answer.message())
     } else {
         fields.join("; ")
     }
+}
+
+/// The server repeats what it refuses, with all that is secret in it: only what it says of it is kept.
+fn without_value(message: &str) -> String {
+    let said = match message.find("Invalid value: ") {
+        Some(at) => {
+            let what = message[..at].trim_end_matches([' ', ':']);
+            let why = message.rsplit(": ").next().unwrap_or_default();
+            format!("{what} {why}")
+        }
+        None => message.to_owned(),
+    };
+    said.trim().chars().take(MESSAGE_CHARS).collect()
 }
 
 /// After each write: who owned which field, so that their next apply finds no conflict.
@@ -219,45 +550,77 @@ async fn finished(
 ) -> Result<Applied> {
     let mut applied = Applied {
         uid: Some(object::uid(&answer.body).to_owned()),
-        outcome,
         warnings: answer
             .warnings
             .iter()
             .map(|warning| format!("`{}`: {warning}", item.name()))
             .collect(),
+        ..Applied::of(outcome)
     };
-    if item.beside.managed_fields.is_empty() {
-        return Ok(applied);
-    }
-    let owners = json!({ "metadata": { "managedFields": item.beside.managed_fields } });
-    let patched = restoring
-        .api
-        .send_as(
-            &Method::PATCH,
-            path,
-            Some(&owners),
-            "application/merge-patch+json",
-        )
-        .await?;
-    if patched.status >= 300 {
-        applied.warnings.push(format!(
-            "`{}`: who owned its fields is not written down: {}",
-            item.name(),
-            patched.message()
-        ));
-    }
+    let (name, owners) = (item.name(), &item.beside.managed_fields);
+    let said = put_owners_of_fields_back(restoring, path, &name, owners);
+    applied.warnings.extend(said.await?);
     Ok(applied)
 }
 
+/// Each write makes its writer an owner of fields: those that the archive has are written down again.
+pub(super) async fn put_owners_of_fields_back(
+    restoring: &Restoring<'_>,
+    path: &str,
+    name: &str,
+    managed_fields: &[Value],
+) -> Result<Option<String>> {
+    if managed_fields.is_empty() {
+        return Ok(None);
+    }
+    let owners = json!({ "metadata": { "managedFields": managed_fields } });
+    let patched = restoring.api.patch(path, &owners).await?;
+    Ok((patched.status >= 300).then(|| {
+        format!(
+            "`{name}`: who owned its fields is not written down: {}",
+            patched.message()
+        )
+    }))
+}
+
 /// The wish with the version of what is there, and what only the server chooses.
-fn with_the_servers_own(kind: &Kind, wished: &Value, live: &Value) -> Value {
+fn with_the_servers_own(
+    restoring: &Restoring<'_>,
+    place: &Place<'_>,
+    wished: &Value,
+    live: &Value,
+) -> Value {
+    let (kind, namespace) = (place.kind, place.namespace);
     let mut wanted = wished.clone();
     wanted["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+    keep_of_controllers(&mut wanted, live);
     let (_, beside) = taken_apart(kind, live.clone());
     for (pointer, value) in beside.chosen {
-        put_back(&mut wanted, &pointer, value);
+        if !pointer.starts_with("/spec/ports/") {
+            put_back(&mut wanted, &pointer, value);
+        }
+    }
+    if let Some(status) = live.get("status") {
+        // Where it is data as all else, a write without it would take it away.
+        wanted["status"] = status.clone();
+    }
+    let scaled = (
+        namespace.unwrap_or_default().to_owned(),
+        kind.kind.clone(),
+        object::name(live).to_owned(),
+    );
+    if restoring.scaled.contains(&scaled)
+        && !restoring.how.hold
+        && let Some(replicas) = live["spec"].get("replicas")
+    {
+        wanted["spec"]["replicas"] = replicas.clone();
     }
     match kind.full_name() {
+        // A volume that is bound stays bound.
+        "PersistentVolume" if volumes::claim_of(live) == volumes::claim_of(wished) => {
+            wanted["spec"]["claimRef"] = live["spec"]["claimRef"].clone();
+        }
+        "CustomResourceDefinition" => keep_stored_versions(&mut wanted, live),
         // All of it is immutable but for what is requested.
         "PersistentVolumeClaim" => {
             let requests = wished["spec"]["resources"]["requests"].clone();
@@ -269,13 +632,115 @@ fn with_the_servers_own(kind: &Kind, wished: &Value, live: &Value) -> Value {
         "Secret" if text(wished, &["type"]) == Some("kubernetes.io/service-account-token") => {
             wanted["data"] = live["data"].clone();
         }
-        "ServiceAccount" if live.get("secrets").is_some() => {
-            wanted["secrets"] = live["secrets"].clone();
+        "ServiceAccount" => {
+            if let Some(secrets) = live.get("secrets") {
+                wanted["secrets"] = secrets.clone();
+            }
+            if restoring.existing == Existing::Merge {
+                merge_list(&mut wanted, live, "imagePullSecrets");
+            }
         }
         "Namespace" => wanted["spec"] = live["spec"].clone(),
+        "Service" => keep_node_ports(&mut wanted, live),
+        "Pod" => fix::with_tokens(&mut wanted["spec"], &live["spec"]),
         _ => {}
     }
     wanted
+}
+
+/// Whether an annotation or label is written by controllers about the cluster that they are in.
+fn is_of_controllers(name: &str) -> bool {
+    const PREFIXES: [&str; 5] = [
+        "deployment.kubernetes.io/",
+        "pv.kubernetes.io/",
+        "volume.kubernetes.io/",
+        "volume.beta.kubernetes.io/",
+        "kubernetes.io/legacy-token-",
+    ];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || matches!(
+            name,
+            "kubernetes.io/service-account.uid" | "kubernetes.io/metadata.name"
+        )
+}
+
+/// What controllers wrote of what is there stays as it is.
+fn keep_of_controllers(wanted: &mut Value, live: &Value) {
+    for place in ["annotations", "labels"] {
+        let theirs = live["metadata"][place].as_object();
+        for (name, value) in theirs.into_iter().flatten() {
+            if is_of_controllers(name) {
+                wanted["metadata"][place][name] = value.clone();
+            }
+        }
+    }
+    let finalizers = live["metadata"]["finalizers"].as_array();
+    for finalizer in finalizers.into_iter().flatten() {
+        if !finalizer.as_str().is_some_and(fix::is_built_in_finalizer) {
+            continue;
+        }
+        if !wanted["metadata"]["finalizers"].is_array() {
+            wanted["metadata"]["finalizers"] = json!([]);
+        }
+        if let Some(list) = wanted["metadata"]["finalizers"].as_array_mut()
+            && !list.contains(finalizer)
+        {
+            list.push(finalizer.clone());
+        }
+    }
+}
+
+/// Objects may still be stored in a version that the wish does not have: it stays, without being written any more.
+fn keep_stored_versions(wanted: &mut Value, live: &Value) {
+    let stored = live["status"]["storedVersions"].as_array();
+    for name in stored.into_iter().flatten() {
+        let of = |definition: &Value| {
+            let versions = definition["spec"]["versions"].as_array();
+            versions
+                .into_iter()
+                .flatten()
+                .find(|v| v["name"] == *name)
+                .cloned()
+        };
+        if of(wanted).is_none()
+            && let Some(mut version) = of(live)
+            && let Some(versions) = wanted["spec"]["versions"].as_array_mut()
+        {
+            version["storage"] = false.into();
+            versions.push(version);
+        }
+    }
+}
+
+/// Ports of the nodes that nobody wished stay with the port that they were given to, wherever it stands.
+fn keep_node_ports(wanted: &mut Value, live: &Value) {
+    let key =
+        |port: &Value| [&port["name"], &port["port"], &port["protocol"]].map(Value::to_string);
+    let ports = wanted
+        .pointer_mut("/spec/ports")
+        .and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten() {
+        let theirs = live["spec"]["ports"].as_array();
+        let theirs = theirs.into_iter().flatten().find(|p| key(p) == key(port));
+        if let Some(number) = theirs.and_then(|p| p.get("nodePort"))
+            && port.get("nodePort").is_none()
+        {
+            port["nodePort"] = number.clone();
+        }
+    }
+}
+
+/// What the archive has comes first, what is there besides stays.
+fn merge_list(wanted: &mut Value, live: &Value, key: &str) {
+    let mut list = wanted[key].as_array().cloned().unwrap_or_default();
+    for entry in live[key].as_array().into_iter().flatten() {
+        if !list.contains(entry) {
+            list.push(entry.clone());
+        }
+    }
+    if !list.is_empty() {
+        wanted[key] = Value::Array(list);
+    }
 }
 
 /// Where the wish has the parent of a value and not the value.
@@ -312,13 +777,7 @@ fn of_controllers(clean: &mut Value) {
         let Some(Value::Object(map)) = metadata.get_mut(key) else {
             continue;
         };
-        map.retain(|name, _| {
-            !name.starts_with("deployment.kubernetes.io/")
-                && !name.starts_with("pv.kubernetes.io/")
-                && !name.starts_with("volume.kubernetes.io/")
-                && !name.starts_with("volume.beta.kubernetes.io/")
-                && name != "kubernetes.io/metadata.name"
-        });
+        map.retain(|name, _| !is_of_controllers(name));
         if map.is_empty() {
             metadata.shift_remove(key);
         }

@@ -42,12 +42,14 @@ impl Restoring<'_> {
             self.cx.check_cancelled()?;
             let (unit, path) = (member.unit.clone(), member.path.to_string());
             let body = member.bytes().await?;
-            self.count(&unit, Stage::Schema, 0, body.len() as u64);
+            let bytes = body.len() as u64;
             if path.ends_with(".metadata.raw") {
+                self.count(&unit, Stage::Schema, 0, bytes);
                 raw.insert(unit, body);
                 continue;
             }
             if !path.ends_with(".metadata.json") {
+                self.count(&unit, Stage::Schema, 0, bytes);
                 continue;
             }
             let within = |e: Error| e.within(format!("`{path}`"));
@@ -56,7 +58,8 @@ impl Restoring<'_> {
                 metadata.take_raw(&raw).map_err(within)?;
             }
             let name = name_of(&unit.1);
-            self.define(unit, name, metadata);
+            self.define(unit.clone(), name, metadata);
+            self.count(&unit, Stage::Schema, 0, bytes);
         }
         Ok(())
     }
@@ -70,15 +73,22 @@ impl Restoring<'_> {
             None => self.database(&unit.0).into(),
         };
         let lasting = metadata.indexes.into_iter().filter(|i| !is_given(i));
+        let options = self.known_options.get(&metadata.options[..]).cloned();
+        let options = options.unwrap_or_else(|| {
+            let options: Arc<[u8]> = metadata.options.into();
+            self.known_options.insert(options.clone());
+            options
+        });
         let made = Made {
             database,
             buckets: None,
             name,
             kind: metadata.kind,
-            capped: bson::find(&metadata.options, b"capped").is_some_and(|flag| flag.truthy()),
+            capped: bson::find(&options, b"capped").is_some_and(|flag| flag.truthy()),
             raw: false,
             indexes: lasting.collect(),
-            options: metadata.options,
+            options,
+            counts: Vec::new(),
         };
         self.made.insert(unit, made);
     }
@@ -168,7 +178,7 @@ impl Restoring<'_> {
 
     fn leave_out(&mut self, unit: &Unit, lacking: &BTreeSet<Vec<u8>>) -> Result<()> {
         if let Some(made) = self.made.get_mut(unit) {
-            made.options = without(&made.options, |name| lacking.contains(family(name)))?;
+            made.options = without(&made.options, |name| lacking.contains(family(name)))?.into();
             made.capped = made.capped && !lacking.contains(&b"capped"[..]);
         }
         Ok(())
@@ -189,7 +199,7 @@ impl Restoring<'_> {
                 .get(&made.database)
                 .and_then(|all| all.get(&part(&made.name)));
             if let Some(old) = old {
-                if old.options != made.options || old.kind != made.kind {
+                if old.options[..] != made.options[..] || old.kind != made.kind {
                     self.tally.warnings.push(format!(
                         "`{}` has other options than in the archive; they stay as they are",
                         old.full()
@@ -269,8 +279,12 @@ impl Restoring<'_> {
     async fn replace_view(&mut self, unit: &Unit, view: &Made) -> Result<()> {
         let there = self.there(&view.database).await?;
         match there.get(&unit.1) {
-            Some(old) if old.kind == Kind::View && old.options == view.options => return Ok(()),
-            Some(old) if old.kind == Kind::View => self.drop_collection(old).await?,
+            Some(old) if old.kind == Kind::View && old.options[..] == view.options[..] => {
+                return Ok(());
+            }
+            Some(old) if old.kind == Kind::View => {
+                self.drop_collection(&view.database, &old.name).await?;
+            }
             _ => {}
         }
         if let Some(why) = create(&self.connection, view).await? {

@@ -121,6 +121,13 @@ fn unit_of(database: &str, file: &str) -> Unit {
     (part(database), part(&name))
 }
 
+/// A file of metadata that is not compressed has no more than is read of one.
+pub fn most_bytes(what: &Candidate) -> Option<u64> {
+    let is_file = what.kind == EntryKind::File;
+    let is_metadata = is_file && what.path.as_bytes().ends_with(METADATA.as_bytes());
+    is_metadata.then_some(METADATA_MAX_BYTES as u64)
+}
+
 /// A file of a dump, or an archive.
 pub fn claim(what: &Candidate) -> Vec<Claim> {
     if what.kind != EntryKind::File {
@@ -399,10 +406,10 @@ impl Restoring<'_> {
                 Some(name) if is_cut(&unit.1) => name.clone(),
                 _ => name_of(&unit.1),
             };
+            self.define(unit.clone(), name, metadata);
             if survey.with_metadata.contains(&unit) {
                 self.count(&unit, Stage::Schema, 0, 0);
             }
-            self.define(unit, name, metadata);
         }
         let mine = self.begin().await?;
         let mut later = Later::default();

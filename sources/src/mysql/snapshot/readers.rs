@@ -196,11 +196,11 @@ impl Reading {
 
     /// DDL during the dump is found: some of it is silent to a snapshot (a dropped partition, a column added in place).
     async fn unchanged(&self, reader: &mut Connection, table: &Table) -> Result<()> {
-        let altered = || {
+        let altered = |what: &str| {
             Error::new(
                 ErrorKind::Unreachable,
                 format!(
-                    "{} was altered while it was read; repeat the backup",
+                    "{} was altered while it was read ({what}); repeat the backup",
                     table.full()
                 ),
             )
@@ -211,7 +211,7 @@ impl Reading {
             .get(&table.unit())
             .is_some_and(|before| *before != hash_of(&shown))
         {
-            return Err(altered());
+            return Err(altered("its definition is another"));
         }
         let stamp = reader
             .value(format!(
@@ -220,13 +220,18 @@ impl Reading {
                 crate::mysql::connection::quoted(&table.name)
             ))
             .await?;
-        if stamp.unwrap_or_default() != table.stamp {
-            return Err(altered());
+        // MariaDB tells NULL when it cannot open the table for this at that moment, as while purge reads its generated columns: that says nothing.
+        let stamp = stamp.unwrap_or_default();
+        if ![&stamp, &table.stamp].contains(&&String::new()) && stamp != table.stamp {
+            return Err(altered(&format!(
+                "made or altered at {stamp}, at the start of the backup {}",
+                table.stamp
+            )));
         }
         if !table.partitions.is_empty() {
             let now = catalogue::partitions(reader, Some(table)).await;
             if now.get(&table.file_name()) != Some(&table.partitions) {
-                return Err(altered());
+                return Err(altered("its partitions are others"));
             }
         }
         Ok(())

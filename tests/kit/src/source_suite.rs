@@ -78,6 +78,8 @@ async fn given(subject: &dyn Subject) -> Result<Given<'_>, String> {
     site.sources.push(bk_core::config::SourceInstance {
         name: "it".into(),
         plugin: "fake".into(),
+        after: Vec::new(),
+        hooks: bk_core::hooks::Hooks::default(),
         source: subject.source(),
     });
     let report = site.backup().await;
@@ -128,24 +130,22 @@ impl Given<'_> {
         ))
     }
 
-    /// A group with several units, one of them, and another group.
-    fn places(&self) -> Result<(String, String, String), String> {
+    /// The group with the most units, one of them, and another group where there is one.
+    fn places(&self) -> Result<(String, String, Option<String>), String> {
         let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         self.before
             .keys()
             .for_each(|(g, u)| groups.entry(g).or_default().push(u));
         let (group, units) = groups
             .iter()
-            .find(|(_, units)| units.len() > 1)
+            .max_by_key(|(_, units)| units.len())
+            .filter(|(_, units)| units.len() > 1)
             .ok_or("the subject has no group of two units")?;
-        let other = groups
-            .keys()
-            .find(|g| *g != group)
-            .ok_or("the subject has one group only")?;
+        let other = groups.keys().find(|g| *g != group);
         Ok((
             (*group).to_owned(),
             units[0].to_owned(),
-            (*other).to_owned(),
+            other.map(|other| (*other).to_owned()),
         ))
     }
 }
@@ -220,6 +220,8 @@ async fn a_snapshot_is_closed_when_another_source_fails(subject: &dyn Subject) -
     site.sources.push(bk_core::config::SourceInstance {
         name: "it".into(),
         plugin: "fake".into(),
+        after: Vec::new(),
+        hooks: bk_core::hooks::Hooks::default(),
         source: subject.source(),
     });
     let report = site.backup().await;
@@ -256,7 +258,9 @@ async fn replacing_a_group_removes_what_the_archive_has_not(subject: &dyn Subjec
     let given = given(subject).await?;
     let (group, _, other) = given.places()?;
     subject.add_stranger(&group).await;
-    subject.add_stranger(&other).await;
+    if let Some(other) = &other {
+        subject.add_stranger(other).await;
+    }
     let others = |digest: BTreeMap<(String, String), String>| {
         digest
             .into_iter()
@@ -340,23 +344,27 @@ async fn a_half_restored_target_is_not_backed_up_as_good(subject: &dyn Subject) 
     }
     let mut site = given.site.clone();
     site.sources[0].source = subject.source();
+    let wiped = subject.digest().await;
     let died = site
         .restore(Request::default())
         .await
         .map_err(|e| e.to_string())?;
     hold(!died.causes.is_empty(), || "the restore did not die".into())?;
-    let names = given.memory.names().len();
-    let report = site.backup().await;
-    hold(
-        report
-            .causes
-            .first()
-            .is_some_and(|c| c.class == Class::Refused),
-        || format!("a half-restored target was backed up: {:?}", report.causes),
-    )?;
-    hold(given.memory.names().len() == names, || {
-        "an archive was published".into()
-    })?;
+    // One that writes all of it at its end, or nothing, is not half restored.
+    if subject.digest().await != wiped {
+        let names = given.memory.names().len();
+        let report = site.backup().await;
+        hold(
+            report
+                .causes
+                .first()
+                .is_some_and(|c| c.class == Class::Refused),
+            || format!("a half-restored target was backed up: {:?}", report.causes),
+        )?;
+        hold(given.memory.names().len() == names, || {
+            "an archive was published".into()
+        })?;
+    }
     // The same restore again finishes it.
     subject.stop_dying().await;
     let mut given = given;

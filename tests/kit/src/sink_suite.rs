@@ -3,6 +3,7 @@
 use crate::{Outcome, hold};
 use bk_core::context::Context;
 use bk_core::error::ErrorKind;
+use bk_core::layout::Tier;
 use bk_core::name::ArchiveName;
 use bk_core::sink::{Filter, NoteName, Seal, Sink, Stored, Was};
 use bytes::Bytes;
@@ -47,6 +48,7 @@ fn name(second: i8) -> ArchiveName {
         day: "2026-08-22".into(),
         suffix: ".tar.xz".into(),
         id: format!("{second:032x}"),
+        tier: Tier::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use bk_core::backup::{Backup, Limits, archive_name, draw_id};
 use bk_core::config::{ArchiveSettings, Config, SinkInstance, SinkPolicy, SourceInstance};
 use bk_core::context::{Clock, Context, FixedClock, SystemClock};
 use bk_core::event::Quiet;
+use bk_core::layout::Tier;
 use bk_core::plan::BackupPlan;
 use bk_core::report::{BackupReport, RestoreReport};
 use bk_core::restore::{Request, prepare};
@@ -50,6 +51,8 @@ impl Site {
         self.sources.push(SourceInstance {
             name: name.into(),
             plugin: "fake".into(),
+            after: Vec::new(),
+            hooks: bk_core::hooks::Hooks::default(),
             source: Arc::new(source),
         });
         self
@@ -107,14 +110,20 @@ impl Site {
 
     /// Runs a backup.
     pub async fn backup(&self) -> BackupReport {
+        self.backup_into(None).await
+    }
+
+    /// Runs a backup with `--tier`.
+    pub async fn backup_into(&self, tier: Option<Tier>) -> BackupReport {
         let created = self.clock.now();
         let id = draw_id().unwrap();
         let plan = BackupPlan {
-            name: archive_name(&self.archive, created, &id),
+            name: archive_name(&self.archive, created, &id).in_tier(tier.unwrap_or_default()),
             id,
             created,
             label: None,
             pin: false,
+            tier,
             subset: false,
             not_backed_up: Vec::new(),
         };
@@ -131,6 +140,9 @@ impl Site {
     /// As settings would have it.
     pub fn config(&self) -> Config {
         Config {
+            run: bk_core::hooks::Hooks::default(),
+            event_hooks: Vec::new(),
+            plugins_root: bk_core::plugin::root::Root("/nowhere".into()),
             path: "plugins.toml".into(),
             folder: ".".into(),
             archive: self.archive.clone(),

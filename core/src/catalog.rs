@@ -300,6 +300,24 @@ impl Catalogue {
         if fitting.is_empty() {
             return Err(nothing_fits(wish, &candidates, zone));
         }
+        let of_one_second: BTreeSet<&str> = fitting
+            .iter()
+            .filter(|(entry, s)| {
+                wish.version
+                    .as_ref()
+                    .is_some_and(|v| *v != s.id && *v != entry.stored.name)
+            })
+            .map(|(_, s)| s.id.as_str())
+            .collect();
+        if of_one_second.len() > 1 {
+            let ids: Vec<_> = of_one_second.into_iter().collect();
+            return Err(conflict(format!(
+                "the version `{}` is of {} archives, made in the same second",
+                wish.version.as_deref().unwrap_or_default(),
+                ids.len()
+            ))
+            .hint(format!("name one by its id: {}", ids.join(", "))));
+        }
         let full = || fitting.iter().find(|(_, s)| s.is_full());
         let chosen = full()
             .or_else(|| fitting.iter().find(|(_, s)| s.complete || wish.partial_too))

@@ -167,7 +167,7 @@ async fn list_versions(
             .hint("name one sink with --from, or repeat with --offline-ok"));
     }
     let mut seen = std::collections::BTreeSet::new();
-    let mut rows = Vec::new();
+    let (mut rows, mut ids) = (Vec::new(), Vec::new());
     for (entry, summary) in catalogue.archives() {
         // In tiers one archive lies in several places: it is one version.
         let copy = entry
@@ -175,6 +175,14 @@ async fn list_versions(
             .map_or_else(|| entry.version(), |_| String::new());
         if rows.len() < limit && seen.insert((summary.id.clone(), copy)) {
             rows.push((entry.version(), summary.created));
+            ids.push(summary.id.clone());
+        }
+    }
+    // Of two of one second, only the id says which.
+    let given: Vec<String> = rows.iter().map(|(version, _)| version.clone()).collect();
+    for (row, id) in rows.iter_mut().zip(ids) {
+        if given.iter().filter(|version| **version == row.0).count() > 1 {
+            row.0 = id;
         }
     }
     for entry in &catalogue.entries {

@@ -200,11 +200,7 @@ impl<'a> Remembered<'a> {
         let text = serde_json::to_string(&state).map_err(|e| crate::error::bug(e.to_string()))?;
         match &self.place {
             Place::Target(name, memory) => memory.write(&cx.for_instance(name), &text).await,
-            Place::File(path) => {
-                let part = path.with_extension("part");
-                std::fs::write(&part, text).map_err(|e| Error::io("write", &part, e))?;
-                std::fs::rename(&part, path).map_err(|e| Error::io("write", path, e))
-            }
+            Place::File(path) => crate::replace::file(path, text.as_bytes(), None),
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
 
 /// Letters, the strongest first, and the words of the rules that they stand for.
-const LETTERS: [(char, &str); 11] = [
+const LETTERS: [(char, &str); 13] = [
     ('P', "pinned"),
     ('Y', "yearly"),
     ('M', "monthly"),
@@ -18,8 +18,10 @@ const LETTERS: [(char, &str); 11] = [
     ('F', "floor"),
     ('I', "partial"),
     ('A', "all"),
+    ('X', "damaged"),
+    ('Z', "future"),
 ];
-const GOES_NOW: char = 'x';
+const GOES_NOW: char = '-';
 const NOTHING: char = '.';
 
 /// The picture, line by line. A small letter goes with the next day's run.
@@ -116,6 +118,7 @@ mod tests {
             id: at.to_string(),
             created: at,
             complete: true,
+            damaged: false,
             pinned: at == day(2, 3),
             placed: BTreeSet::new(),
             instances: Vec::new(),

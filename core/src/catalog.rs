@@ -15,8 +15,9 @@ use crate::error::{Error, ErrorKind, Result, conflict, not_found, settings};
 use crate::layout::Tier;
 use crate::manifest::{Manifest, State, Totals};
 use crate::name::{ArchiveName, compact};
-use crate::retention::{Known, Size};
+use crate::retention::{Known, Size, is_future};
 use crate::sink::{Care, Filter, Sink, Stored};
+use crate::verify::dates::Dates;
 use crate::verify::sum_in;
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
@@ -168,7 +169,7 @@ impl Entry {
     }
 
     /// The same for retention.
-    fn known(&self, pins: &BTreeMap<String, String>) -> Option<Known> {
+    fn known(&self, pins: &BTreeMap<String, String>, checks: &Dates) -> Option<Known> {
         let summary = self.summary()?;
         let sizes = summary.instances.iter().map(|i| Size {
             name: i.name.clone(),
@@ -181,6 +182,7 @@ impl Entry {
             created: summary.created,
             // One of some sources keeps no period for the full ones, and goes as a partial goes.
             complete: summary.is_full(),
+            damaged: checks.damage(self).is_some(),
             pinned: pins.contains_key(&summary.id),
             placed: BTreeSet::from([self.tier()]),
             instances: sizes.collect(),
@@ -200,6 +202,8 @@ pub struct Catalogue {
     pub entries: Vec<Entry>,
     /// Sinks that did not answer.
     pub failures: Vec<(String, Error)>,
+    /// When it was read.
+    pub at: Timestamp,
 }
 
 impl Catalogue {
@@ -228,7 +232,10 @@ impl Catalogue {
                     .await,
             )
         });
-        let mut catalogue = Self::default();
+        let mut catalogue = Self {
+            at: cx.clock.now(),
+            ..Self::default()
+        };
         for (name, read) in futures::future::join_all(each).await {
             match read {
                 Ok(entries) => catalogue.entries.extend(entries),
@@ -246,11 +253,11 @@ impl Catalogue {
             .filter_map(|entry| Some((entry, entry.summary()?)))
     }
 
-    /// The newest whole archive.
+    /// The newest whole archive; one of a clock that was wrong would be that for years.
     pub fn newest_whole(&self) -> Option<&Summary> {
         self.archives()
             .map(|(_, summary)| summary)
-            .find(|summary| summary.is_full())
+            .find(|summary| summary.is_full() && !is_future(summary.created, self.at))
     }
 
     /// The copies that a wish means: of one archive, in the order of the sinks.
@@ -293,10 +300,17 @@ impl Catalogue {
             });
             date && version
         };
-        let fitting: Vec<_> = candidates
+        let mut fitting: Vec<_> = candidates
             .iter()
             .filter(|(entry, summary)| fits(entry, summary))
             .collect();
+        // The newest is meant: not one of a clock that was wrong, while there is another.
+        if wish.version.is_none() && wish.date.is_none() {
+            let is_present = |s: &Summary| s.is_full() && !is_future(s.created, self.at);
+            if fitting.iter().any(|(_, s)| is_present(s)) {
+                fitting.retain(|(_, s)| !is_future(s.created, self.at));
+            }
+        }
         if fitting.is_empty() {
             return Err(nothing_fits(wish, &candidates, zone));
         }
@@ -366,19 +380,25 @@ impl Catalogue {
 }
 
 /// The archives of this site among these, as retention sees them: one that lies in several places is one, and goes or stays as one.
+/// Damage in one of the places counts for all.
 pub fn known<'a>(
     entries: impl IntoIterator<Item = &'a Entry>,
     pins: &BTreeMap<String, String>,
+    checks: &Dates,
 ) -> Vec<Known> {
     let mut found: Vec<Known> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
-    for known in entries.into_iter().filter_map(|entry| entry.known(pins)) {
+    for known in entries
+        .into_iter()
+        .filter_map(|entry| entry.known(pins, checks))
+    {
         let Some(same) = at.get(&known.id).map(|at| &mut found[*at]) else {
             at.insert(known.id.clone(), found.len());
             found.push(known);
             continue;
         };
         same.placed.extend(known.placed);
+        same.damaged |= known.damaged;
     }
     found
 }

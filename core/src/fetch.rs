@@ -13,9 +13,10 @@ use crate::error::{Error, ErrorKind, Result, not_found, unsupported};
 use crate::lock::RunLock;
 use crate::prune::{PruneOptions, Pruned, prune_sink};
 use crate::report::{Cause, Class};
-use crate::retention::{self, Keep, Policy, median};
+use crate::retention::{self, Keep, Policy, is_future, median};
 use crate::sink::{Care, ReadOnly};
 use crate::tiers;
+use crate::verify::dates::Dates;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -30,8 +31,6 @@ const LISTINGS: u32 = 3;
 const MEDIAN_OF: usize = 7;
 /// Of so many archives a usual distance can be told.
 const MEDIAN_NEEDS: usize = 3;
-/// How far the clocks of two machines may be apart.
-const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 /// What may be how old where nothing else is known.
 const USUAL_MAX_AGE: SignedDuration = SignedDuration::from_hours(48);
 
@@ -193,7 +192,10 @@ impl Fetch<'_> {
         }
         let cx = self.cx.for_instance(&self.to.name);
         if !self.report.fetched.is_empty() {
-            tiers::promote(&cx, self.to, self.zone).await?;
+            let promoted = tiers::promote(&cx, self.to, self.zone).await?;
+            let unplaced = promoted.failed.into_iter();
+            let causes = unplaced.map(|why| Cause::partial(&self.to.name, why));
+            self.report.causes.extend(causes);
         }
         let is_asked = self.to.policy.prune == PruneWhen::AfterBackup;
         if !is_asked || self.report.fetched.is_empty() || !self.report.causes.is_empty() {
@@ -219,10 +221,10 @@ impl Fetch<'_> {
 
     /// An archive of a clock that was wrong must not be the newest for years.
     fn without_the_future(&mut self, mut catalogue: Catalogue, sink: &str) -> Catalogue {
-        let latest = self.cx.clock.now() + CLOCKS_DIFFER;
+        let now = self.cx.clock.now();
         catalogue.entries.retain(|entry| {
             let created = entry.summary().map(|summary| summary.created);
-            let Some(created) = created.filter(|created| *created > latest) else {
+            let Some(created) = created.filter(|created| is_future(*created, now)) else {
                 return true;
             };
             let name = &entry.stored.name;
@@ -286,7 +288,11 @@ impl Fetch<'_> {
     /// Ids that retention would keep here if all were here.
     fn retained(&self, there: &Catalogue, here: &Catalogue) -> BTreeSet<String> {
         let pins = BTreeMap::new();
-        let all = catalog::known(there.entries.iter().chain(&here.entries), &pins);
+        let all = catalog::known(
+            there.entries.iter().chain(&here.entries),
+            &pins,
+            &Dates::default(),
+        );
         let policy = Policy {
             keep: &self.keep,
             layout: self.to.sink.layout(),

@@ -10,6 +10,7 @@ use crate::event::Moment;
 use crate::pins;
 use crate::retention::{self, Policy, Verdict, tomorrow};
 use crate::sink::{Care, NoteName, Stored, Wanted, Was};
+use crate::verify::dates::Dates;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use serde::Serialize;
@@ -107,7 +108,14 @@ pub async fn prune_sink(
     let lease = if options.dry_run {
         None
     } else {
-        Some(Lease::take(cx, instance).await?)
+        match Lease::take(cx, instance).await {
+            // Where nothing more can be written, deleting is what helps.
+            Err(error) if error.kind == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "the sink is full: pruned without a lease");
+                None
+            }
+            lease => Some(lease?),
+        }
     };
     let pruned = prune_held(cx, instance, zone, options, &keep, lease.as_ref()).await;
     if let Some(lease) = lease {
@@ -126,6 +134,7 @@ async fn prune_held(
 ) -> Result<Pruned> {
     let catalogue = Catalogue::of(cx, instance, Care::Delete).await?;
     let pinned = pins::pinned(cx, &instance.sink).await?;
+    let checks = Dates::read_all(cx, &instance.sink).await?;
     let mut accepted = pins::accepted(cx, &instance.sink).await?;
     let entries: Vec<&Entry> = catalogue
         .entries
@@ -139,7 +148,7 @@ async fn prune_held(
         }
         accepted.insert(id);
     }
-    let known = catalog::known(entries.iter().copied(), &pinned);
+    let known = catalog::known(entries.iter().copied(), &pinned, &checks);
     let policy = Policy {
         keep,
         layout: instance.sink.layout(),
@@ -163,15 +172,20 @@ async fn prune_held(
         tomorrow,
         ..Pruned::default()
     };
-    if let Some(lease) = lease {
-        if let Err(error) = delete_all(cx, instance, (&entries, going), lease, &mut pruned).await {
+    if !options.dry_run {
+        let sound: Vec<&Entry> = entries
+            .iter()
+            .copied()
+            .filter(|entry| checks.damage(entry).is_none())
+            .collect();
+        if let Err(error) = delete_all(cx, instance, (&sound, going), lease, &mut pruned).await {
             if pruned.deleted.is_empty() && pruned.cleared.is_empty() {
                 return Err(error);
             }
             // What is gone already must be in the report.
             pruned.failed.push(format!("stopped midway: {error}"));
         }
-        pruned.settled = settle(cx, instance, &entries, &pruned).await;
+        pruned.settled = settle(cx, instance, (&entries, &sound), &pruned).await;
     }
     Ok(pruned)
 }
@@ -188,12 +202,12 @@ fn accepted_id(wish: &str, entries: &[&Entry]) -> Result<String> {
         .ok_or_else(|| not_found(format!("there is no archive `{wish}` to accept")).hint("bk list"))
 }
 
-/// What is deleted, and the newest whole one that stays for it, are read: a note alone deletes nothing.
+/// What is deleted, and the newest whole one that stays for it among the `sound` ones, are read: a note alone deletes nothing.
 async fn delete_all(
     cx: &Context,
     instance: &SinkInstance,
-    (entries, going): (&[&Entry], Vec<Going<'_>>),
-    lease: &Lease,
+    (sound, going): (&[&Entry], Vec<Going<'_>>),
+    lease: Option<&Lease>,
     pruned: &mut Pruned,
 ) -> Result<()> {
     if going.is_empty() {
@@ -203,7 +217,7 @@ async fn delete_all(
         let whole = entry.summary().is_some_and(|s| s.complete);
         whole && !going.iter().any(|(gone, _)| std::ptr::eq(*gone, **entry))
     };
-    let Some(newest) = entries.iter().find(stays) else {
+    let Some(newest) = sound.iter().find(stays) else {
         return Err(bug("retention would leave no whole archive"));
     };
     check_is(cx, instance, newest).await.map_err(|e| {
@@ -211,7 +225,7 @@ async fn delete_all(
     })?;
     for (n, (entry, elsewhere)) in going.into_iter().enumerate() {
         cx.check_cancelled()?;
-        if n % BATCH == 0 {
+        if let Some(lease) = lease.filter(|_| n % BATCH == 0) {
             lease.renew(cx, instance).await?;
         }
         let Some(summary) = entry.summary() else {
@@ -284,19 +298,19 @@ async fn delete(
 async fn settle(
     cx: &Context,
     instance: &SinkInstance,
-    entries: &[&Entry],
+    (entries, sound): (&[&Entry], &[&Entry]),
     pruned: &Pruned,
 ) -> Vec<String> {
     let held = !pruned.verdict.holds.is_empty();
-    let left = || {
-        entries.iter().filter(|entry| {
-            let id = entry.summary().map(|s| &s.id);
-            id.is_some_and(|id| !pruned.deleted.contains(id))
-                && !pruned.cleared.contains(&entry.stored)
-        })
+    let is_left = |entry: &&&Entry| {
+        let id = entry.summary().map(|s| &s.id);
+        id.is_some_and(|id| !pruned.deleted.contains(id)) && !pruned.cleared.contains(&entry.stored)
     };
     // The newest whole one is what everything else goes for: without it nothing is let go.
-    let newest = left().find(|entry| entry.summary().is_some_and(Summary::is_full));
+    let newest = sound
+        .iter()
+        .filter(is_left)
+        .find(|entry| entry.summary().is_some_and(Summary::is_full));
     let proven = match newest {
         Some(newest) if !held => check_is(cx, instance, newest).await,
         _ => Ok(()),
@@ -317,7 +331,11 @@ async fn settle(
         };
         Some((entry.stored.clone(), wanted))
     };
-    let all: Vec<_> = left().filter_map(wanted).collect();
+    let all: Vec<_> = entries
+        .iter()
+        .filter(is_left)
+        .filter_map(|entry| wanted(&entry))
+        .collect();
     told(instance.sink.settle(cx, &all).await)
 }
 

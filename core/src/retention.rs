@@ -34,12 +34,21 @@ pub struct Known {
     pub created: Timestamp,
     /// Whether it is whole.
     pub complete: bool,
+    /// Whether the last check of a copy of it found damage.
+    pub damaged: bool,
     /// Whether somebody pinned it.
     pub pinned: bool,
     /// In which tiers' folders it lies, and `None` where it lies outside of them; empty: nothing but outside.
     pub placed: BTreeSet<Option<Tier>>,
     /// What it holds.
     pub instances: Vec<Size>,
+}
+
+impl Known {
+    /// Whole, as far as is known.
+    pub fn is_good(&self) -> bool {
+        self.complete && !self.damaged
+    }
 }
 
 /// How much of an instance an archive holds, and who it was.
@@ -112,8 +121,11 @@ impl Decision {
 pub struct Verdict {
     /// Newest first.
     pub decisions: Vec<Decision>,
-    /// Reasons to delete nothing at all. Released by accepting the newest archive.
+    /// Reasons to delete nothing at all.
     pub holds: Vec<String>,
+    /// The archive that releases them, or the first of them, when it is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub releases: Option<String>,
 }
 
 impl Verdict {
@@ -127,7 +139,7 @@ impl Verdict {
     }
 }
 
-/// Decides. `accepted` are ids of newest archives whose holds an operator has released.
+/// Decides. `accepted` are ids of newest archives whose holds an operator has released. A damaged one stands for nothing, and is nobody's to let go.
 pub fn decide(
     archives: &[Known],
     policy: &Policy<'_>,
@@ -143,6 +155,9 @@ pub fn decide(
         if is_of_the_future(known, now) {
             kept[at].push(Reason::always("future", "dated in the future"));
         }
+        if known.damaged {
+            kept[at].push(Reason::always("damaged", "failed its check"));
+        }
         if !known.complete
             && let Some(words) = partial_stays(known, &sorted, now)
         {
@@ -151,18 +166,22 @@ pub fn decide(
     }
     keep_whole(&sorted, policy, now, &mut kept);
     let decisions: Vec<Decision> = sorted.iter().zip(kept).map(decision).collect();
-    let newest = sorted.first();
-    let holds = if newest.is_some_and(|newest| accepted.contains(&newest.id)) {
-        Vec::new()
-    } else {
-        holds(&sorted, &decisions, now)
-    };
-    Verdict { decisions, holds }
+    let (holds, releases) = holds(&sorted, &decisions, now, accepted);
+    Verdict {
+        decisions,
+        holds,
+        releases,
+    }
 }
 
 /// Such an archive is no measure for the age of others.
 fn is_of_the_future(known: &Known, now: Timestamp) -> bool {
-    known.created > now + CLOCKS_DIFFER_MINUTES.minutes()
+    is_future(known.created, now)
+}
+
+/// Whether an instant is later than two clocks that differ explain.
+pub(crate) fn is_future(at: Timestamp, now: Timestamp) -> bool {
+    at > now + CLOCKS_DIFFER_MINUTES.minutes()
 }
 
 fn newest_first(archives: &[Known]) -> Vec<&Known> {
@@ -238,10 +257,10 @@ fn tiers(reasons: &[Reason]) -> Option<BTreeMap<Tier, Option<Lifetime>>> {
     Some(wanted.into_iter().map(|tier| (tier, time(tier))).collect())
 }
 
-/// What the floor and the rules say of the whole ones.
+/// What the floor and the rules say of the whole ones that nothing speaks against.
 fn keep_whole(sorted: &[&Known], policy: &Policy<'_>, now: Timestamp, kept: &mut [Vec<Reason>]) {
     let whole: Vec<usize> = (0..sorted.len())
-        .filter(|at| sorted[*at].complete && !is_of_the_future(sorted[*at], now))
+        .filter(|at| sorted[*at].is_good() && !is_of_the_future(sorted[*at], now))
         .collect();
     let rules = policy.keep.rules(policy.layout);
     if rules.is_empty() {
@@ -439,7 +458,7 @@ fn lifetime(rule: &Rule, picked: &[Picked], sorted: &[&Known]) -> Option<Lifetim
 fn partial_stays(partial: &Known, sorted: &[&Known], now: Timestamp) -> Option<String> {
     let newer = sorted
         .iter()
-        .filter(|k| k.complete && k.created > partial.created)
+        .filter(|k| k.is_good() && k.created > partial.created)
         .map(|k| k.created)
         .min();
     match newer {

@@ -180,7 +180,7 @@ pub struct Abilities {
     pub rename: bool,
     /// Can place an archive under a second name.
     pub place: bool,
-    /// Several places of an archive share their bytes.
+    /// Several places of an archive share their bytes, and those that do have one etag.
     pub links: bool,
     /// Can tag archives.
     pub tags: bool,

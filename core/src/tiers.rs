@@ -7,10 +7,11 @@ use crate::catalog::{self, Catalogue, Entry, Summary};
 use crate::config::SinkInstance;
 use crate::context::Context;
 use crate::copy;
-use crate::error::{ErrorKind, Result, bug, settings};
+use crate::error::{Error, ErrorKind, Result, bug, settings};
 use crate::layout::{Layout, Tier, file_name};
 use crate::retention::{Known, Policy, decide};
 use crate::sink::Care;
+use crate::verify::dates::Dates;
 use crate::verify::{Level, verify};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
@@ -34,25 +35,30 @@ pub struct Placed {
     pub was_there: bool,
 }
 
-/// Gives each period that a rule still reaches its first whole archive, where it has none yet. Returns the new places. What an earlier run could
-/// not place is made up for.
-pub async fn promote(
-    cx: &Context,
-    instance: &SinkInstance,
-    zone: &TimeZone,
-) -> Result<Vec<Placed>> {
+/// What came of giving periods their archives.
+#[derive(Clone, Debug, Default)]
+pub struct Promoted {
+    /// The new places.
+    pub placed: Vec<Placed>,
+    /// Periods that have none for it, each with why. While there are any, nothing may be let go: it may be all that they have.
+    pub failed: Vec<String>,
+}
+
+/// Gives each period that a rule still reaches its first whole archive, where it has none yet; one that cannot be placed leaves its place to the
+/// next. What an earlier run could not place is made up for.
+pub async fn promote(cx: &Context, instance: &SinkInstance, zone: &TimeZone) -> Result<Promoted> {
+    let mut promoted = Promoted::default();
     if instance.sink.layout() != Layout::Tiers {
-        return Ok(Vec::new());
+        return Ok(promoted);
     }
     let there = There::read(cx, instance).await?;
-    let known = catalog::known(&there.catalogue.entries, &BTreeMap::new());
+    let known = catalog::known(&there.catalogue.entries, &BTreeMap::new(), &there.checks);
     let keep = instance.policy.keep.as_ref();
     let policy = keep.map(|keep| Policy {
         keep,
         layout: Layout::Tiers,
         zone,
     });
-    let mut placed = Vec::new();
     for tier in Tier::PROMOTED {
         if keep.is_some_and(|keep| !keep.keeps(tier)) {
             continue;
@@ -61,15 +67,39 @@ pub async fn promote(
             if there.first_in(&folder).is_some() {
                 continue;
             }
-            let first = there.first_of(&folder, tier);
-            let first = first.ok_or_else(|| bug("a period without its archive"))?;
-            let wants = |policy| is_wanted(&known, &first, tier, policy, cx.clock.now());
-            if policy.as_ref().is_none_or(wants) {
-                placed.push(place(cx, instance, &first, tier).await?);
+            let mut why = None;
+            for entry in there.all_of(&folder, tier) {
+                let wants = |policy| is_wanted(&known, entry, tier, policy, cx.clock.now());
+                if !policy.as_ref().is_none_or(wants) {
+                    break;
+                }
+                match place(cx, instance, entry, tier).await {
+                    Ok(placed) => {
+                        promoted.placed.push(placed);
+                        why = None;
+                        break;
+                    }
+                    Err(error) if is_of_one(&error) => {
+                        let name = &entry.stored.name;
+                        why.get_or_insert_with(|| {
+                            format!("`{folder}` has no archive: `{name}`: {error}")
+                        });
+                    }
+                    Err(error) => return Err(error),
+                }
             }
+            promoted.failed.extend(why);
         }
     }
-    Ok(placed)
+    Ok(promoted)
+}
+
+/// Whether it may be the trouble of one archive: others may still be placed.
+fn is_of_one(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::Corrupt | ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Conflict
+    )
 }
 
 /// For `--tier`: the archive of the tier's present period on each sink that has tiers, the newest young one placed where the period has none.
@@ -184,17 +214,21 @@ impl Placed {
 /// What lies on one sink.
 struct There {
     catalogue: Catalogue,
+    checks: Dates,
 }
 
 impl There {
     async fn read(cx: &Context, instance: &SinkInstance) -> Result<Self> {
         let catalogue = Catalogue::of(cx, instance, Care::Look).await?;
-        Ok(Self { catalogue })
+        let checks = Dates::read(cx, &instance.sink).await;
+        Ok(Self { catalogue, checks })
     }
 
-    /// Whole archives of all sources, newest first.
+    /// Whole archives of all sources in which no check found damage, newest first.
     fn full(&self) -> impl Iterator<Item = (&Entry, &Summary)> {
-        self.catalogue.archives().filter(|(_, s)| s.is_full())
+        let good = |entry: &Entry| self.checks.damage(entry).is_none();
+        let archives = self.catalogue.archives();
+        archives.filter(move |(entry, summary)| summary.is_full() && good(entry))
     }
 
     /// Folders of the periods that there are whole archives of.
@@ -213,10 +247,12 @@ impl There {
         found.map(|(entry, _)| entry)
     }
 
-    /// The first that was made in the period of this folder, wherever it lies.
-    fn first_of(&self, folder: &str, tier: Tier) -> Option<Entry> {
+    /// Those that were made in the period of this folder, wherever they lie, the first one first.
+    fn all_of(&self, folder: &str, tier: Tier) -> Vec<&Entry> {
         let found = self.full().filter(|(e, s)| is_of(e, s, folder, tier));
-        found.last().map(|(entry, _)| entry.clone())
+        let mut found: Vec<&Entry> = found.map(|(entry, _)| entry).collect();
+        found.reverse();
+        found
     }
 
     /// The newest of this period, if it is young and not yet in the tier.

@@ -752,15 +752,17 @@ impl Sink for Local {
                     format!("`{}` is another file than was listed", which.name),
                 ));
             }
-            let path = this.path_of(&which.name)?;
-            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            // The sums first: an archive without them is one still, sums without their archive are litter that nobody takes away.
             let sums = this.path_of(&format!("{}.sha256", which.name))?;
             match std::fs::remove_file(&sums) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::io("remove", &sums, e))
+                    return Err(Error::io("remove", &sums, e));
                 }
-                _ => this.sync_around(&which.name),
-            }?;
+                _ => {}
+            }
+            let path = this.path_of(&which.name)?;
+            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            this.sync_around(&which.name)?;
             this.remove_empty_above(&which.name)
         })
         .await
@@ -831,6 +833,14 @@ fn read_chunk(file: &File, path: &Path, at: u64, len: u64) -> Result<Bytes> {
             Ok(0) => break,
             Ok(n) => filled += n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            // What the disk cannot give back is damage of the archive, and no matter of trying again.
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                return Err(Error::corrupt(format!(
+                    "`{}` at byte {}: {e}",
+                    path.display(),
+                    at + filled as u64
+                )));
+            }
             Err(e) => return Err(Error::io("read", path, e)),
         }
     }

@@ -382,7 +382,8 @@ impl Sink for Ssh {
             ranges: true,
             rename: true,
             place: true,
-            links: true,
+            // SFTP does not say whether two names are one file.
+            links: false,
             exclusive_create: true,
             ..Abilities::default()
         }
@@ -511,9 +512,10 @@ impl Sink for Ssh {
                 format!("`{}` is another file than was listed", which.name),
             ));
         }
-        sftp.remove(&self.path_of(&which.name)?).await?;
+        // The sums first: an archive without them is one still, sums without their archive are litter that nobody takes away.
         let sums = self.path_of(&format!("{}.sha256", which.name))?;
         sftp.remove_if_there(&sums).await?;
+        sftp.remove(&self.path_of(&which.name)?).await?;
         for folder in folders_above(&which.name) {
             // Others may lie in it; then it stays.
             if sftp.remove_folder(&self.path_of(folder)?).await.is_err() {

@@ -56,10 +56,14 @@ pub async fn run(
         }
     }
     let zone = config.archive.zone();
-    if !copied.is_empty()
-        && let Err(error) = tiers::promote(&cx.for_instance(&to.name), to, &zone).await
-    {
-        causes.push(Cause::new(&to.name, &error));
+    if !copied.is_empty() {
+        match tiers::promote(&cx.for_instance(&to.name), to, &zone).await {
+            Ok(promoted) => {
+                let unplaced = promoted.failed.into_iter();
+                causes.extend(unplaced.map(|why| Cause::partial(&to.name, why)));
+            }
+            Err(error) => causes.push(Cause::new(&to.name, &error)),
+        }
     }
     if global.json {
         print_json(&serde_json::json!({ "copied": copied, "causes": causes }));

@@ -33,8 +33,13 @@ pub async fn run(
     };
     for sink in &sinks {
         let cx = cx.for_instance(&sink.name);
-        let pinned = pins::pinned(&cx, &sink.sink).await.unwrap_or_default();
-        known.pinned.extend(pinned);
+        match pins::pinned(&cx, &sink.sink).await {
+            Ok(pinned) => {
+                known.pinned.insert(sink.name.clone(), pinned);
+            }
+            // A sink that does not answer is named already.
+            Err(error) => tracing::debug!(%error, sink = sink.name, "its pins are not known"),
+        }
         let dates = Dates::read(&cx, &sink.sink).await;
         known.dates.insert(sink.name.clone(), dates);
     }
@@ -87,13 +92,24 @@ struct Row<'a> {
 /// What notes say.
 struct Known {
     now: Timestamp,
-    pinned: BTreeMap<String, String>,
+    pinned: BTreeMap<String, BTreeMap<String, String>>,
     dates: BTreeMap<String, Dates>,
 }
 
 impl Known {
     fn checked(&self, entry: &Entry) -> Option<&Checked> {
         self.dates.get(&entry.sink)?.of(entry)
+    }
+
+    /// Whether it is pinned: on all of these sinks, or where.
+    fn pinned_on(&self, id: &str, sinks: &[&str]) -> String {
+        let is_pinned = |sink: &&&str| self.pinned.get(**sink).is_some_and(|p| p.contains_key(id));
+        let on: Vec<&str> = sinks.iter().filter(is_pinned).copied().collect();
+        match on.len() {
+            0 => String::new(),
+            n if n == sinks.len() => "  pinned".into(),
+            _ => format!("  pinned on {} only", on.join(",")),
+        }
     }
 
     /// How far a copy was last read, and how long ago.
@@ -184,11 +200,7 @@ fn what(row: &Joined<'_>, known: &Known) -> String {
                 (true, true) => "whole, some sources only",
                 (false, _) => "PARTIAL",
             };
-            let mark = if known.pinned.contains_key(&summary.id) {
-                "  pinned"
-            } else {
-                ""
-            };
+            let mark = known.pinned_on(&summary.id, &row.sinks);
             let label = summary
                 .label
                 .as_ref()

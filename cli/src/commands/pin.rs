@@ -1,6 +1,6 @@
 //! `bk pin` and `bk unpin`
 
-use super::wish;
+use super::{say_causes, wish};
 use crate::args::PinArgs;
 use crate::output::say;
 use bk_core::catalog::Catalogue;
@@ -49,5 +49,11 @@ pub async fn run(cx: &Context, config: &Config, args: &PinArgs, what: What) -> R
             entry.stored.name, entry.sink
         ));
     }
-    Ok(Vec::new())
+    // Where it could not be looked, it is not pinned.
+    let unasked = catalogue.failures.iter();
+    let causes: Vec<Cause> = unasked
+        .map(|(sink, error)| Cause::new(sink, error))
+        .collect();
+    say_causes(&causes);
+    Ok(causes)
 }

@@ -110,13 +110,9 @@ fn print(pruned: &Pruned, args: &PruneArgs, zone: &TimeZone) {
             pruned.sink
         ));
     }
-    if let (false, Some(newest)) = (
-        pruned.verdict.holds.is_empty(),
-        pruned.verdict.decisions.first(),
-    ) {
+    if let Some(id) = &pruned.verdict.releases {
         say(&format!(
-            "hint: look, and release it with bk prune --accept {}",
-            newest.id
+            "hint: look, and release it with bk prune --accept {id}"
         ));
     }
     if args.dry_run {

@@ -10,7 +10,7 @@ use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, not_found};
 use bk_core::report::Cause;
 use bk_core::restore::foreign::{is_foreign, unclaimed_cause};
-use bk_core::verify::dates::{self, Dates, Rotation, note_check};
+use bk_core::verify::dates::{self, Dates, Failed, Rotation, note_check};
 use bk_core::verify::foreign::{VerifiedForeign, verify_foreign};
 use bk_core::verify::{Level, Verified, verify};
 use jiff::Timestamp;
@@ -46,7 +46,9 @@ pub async fn run(
     let entries: Vec<&Entry> = if args.all {
         catalogue.entries.iter().filter(|e| is_ours(e)).collect()
     } else if rotates {
-        due(cx, &sinks, &catalogue, args).await
+        let due = due(cx, &sinks, &catalogue, args).await;
+        causes.extend(due.damaged);
+        due.copies
     } else {
         let zone = config.archive.zone();
         match catalogue.choose(&wish(&args.which, true), &zone) {
@@ -59,7 +61,9 @@ pub async fn run(
         }
     };
     if entries.is_empty() && rotates && catalogue.entries.iter().any(is_ours) {
-        say("nothing is due: every copy was read lately");
+        if causes.is_empty() {
+            say("nothing is due: every copy was read lately");
+        }
     } else if entries.is_empty() && causes.is_empty() {
         return Err(not_found("there is no archive to verify").hint("bk list --all"));
     }
@@ -71,7 +75,16 @@ pub async fn run(
             continue;
         };
         let verified = verify_stored(cx, sink, entry, level).await;
-        note(cx, sink, &catalogue, &places, (level, &verified)).await;
+        let noted = note(cx, sink, &catalogue, &places, (level, &verified)).await;
+        if let Err(error) = noted {
+            let what = error.within("the date of this check is not noted").what;
+            if rotates {
+                // Without dates nothing rotates: the same copies would be read each time.
+                causes.push(Cause::partial(&entry.stored.name, what));
+            } else {
+                say_warnings(&[format!("`{}`: {what}", entry.stored.name)]);
+            }
+        }
         cx.check_cancelled()?;
         results.push((format!("{} on {}", entry.stored.name, entry.sink), verified));
     }
@@ -84,22 +97,37 @@ fn is_ours(entry: &Entry) -> bool {
     matches!(entry.what, What::Archive(_) | What::Damaged(_))
 }
 
-/// What `--sample` and `--max-age` ask for, sink by sink.
+/// What is read this time, and what is known to be damaged and is not read again.
+struct Due<'a> {
+    copies: Vec<&'a Entry>,
+    damaged: Vec<Cause>,
+}
+
+/// What `--sample` and `--max-age` ask for, sink by sink. Damage that was found stays the outcome of every run until a check passes or the copy is
+/// gone.
 async fn due<'a>(
     cx: &Context,
     sinks: &[SinkInstance],
     catalogue: &'a Catalogue,
     args: &VerifyArgs,
-) -> Vec<&'a Entry> {
+) -> Due<'a> {
     let rotation = Rotation {
         sample: args.sample,
         max_age: args.max_age.and_then(|age| age.try_into().ok()),
     };
     let level = Level::from(args.level);
-    let mut all = Vec::new();
-    // What is only read has no place for dates: it is checked when it is named.
-    let kept = |sink: &&SinkInstance| !sink.policy.read_only || args.which.from.is_some();
-    for sink in sinks.iter().filter(kept) {
+    let mut all = Due {
+        copies: Vec::new(),
+        damaged: Vec::new(),
+    };
+    for sink in sinks {
+        if sink.policy.read_only {
+            say(&format!(
+                "`{}` is only read from here, and has no place for the dates of checks: bk verify --from {} --all reads everything there",
+                sink.name, sink.name
+            ));
+            continue;
+        }
         let dates = Dates::read(&cx.for_instance(&sink.name), &sink.sink).await;
         let copies = catalogue
             .entries
@@ -110,9 +138,27 @@ async fn due<'a>(
                 let checked = dates.of(entry).and_then(|checked| checked.tried(level));
                 (entry, created(entry), checked)
             });
-        all.extend(rotation.due(copies.collect(), cx.clock.now()));
+        let due = rotation.due(copies.collect(), cx.clock.now());
+        let of_sink = catalogue.entries.iter().filter(|e| e.sink == sink.name);
+        for entry in of_sink.filter(|entry| !due.iter().any(|d| std::ptr::eq(*d, *entry))) {
+            all.damaged.extend(
+                dates
+                    .damage(entry)
+                    .map(|failed| still_damaged(entry, failed)),
+            );
+        }
+        all.copies.extend(due);
     }
     all
+}
+
+fn still_damaged(entry: &Entry, failed: &Failed) -> Cause {
+    let what = format!("failed its check of {}: {}", failed.at, failed.why);
+    let error = Error::corrupt(what).hint(format!(
+        "once it is mended, bk verify --from {} --version {} says so; else remove it",
+        entry.sink, entry.stored.name
+    ));
+    Cause::new(&format!("{} on {}", entry.stored.name, entry.sink), &error)
 }
 
 /// When the archive was made; of a damaged one, when it was last changed.
@@ -146,22 +192,29 @@ fn shared<'a>(entries: Vec<&'a Entry>, sinks: &[SinkInstance]) -> Vec<Vec<&'a En
     found
 }
 
-/// Writes down how it went.
+/// Writes down how it went. Where nothing may be written that is no error here.
 async fn note(
     cx: &Context,
     sink: &SinkInstance,
     catalogue: &Catalogue,
     places: &[&Entry],
     (level, verified): (Level, &Result<Verified>),
-) {
+) -> Result<()> {
     let outcome = match verified {
         Ok(_) => (level, Ok(())),
         // Nothing was learned of the archive.
-        Err(error) if matches!(error.kind, ErrorKind::Cancelled | ErrorKind::Unreachable) => return,
+        Err(error)
+            if matches!(
+                error.kind,
+                ErrorKind::Cancelled | ErrorKind::Unreachable | ErrorKind::NotFound
+            ) =>
+        {
+            return Ok(());
+        }
         Err(error) => (level, Err(error.what.clone())),
     };
     if sink.policy.read_only {
-        return;
+        return Ok(());
     }
     let cx = cx.for_instance(&sink.name);
     let of_sink = catalogue.entries.iter().filter(|e| e.sink == sink.name);
@@ -169,13 +222,9 @@ async fn note(
     for entry in places {
         let (copy, created) = (dates::key_of(entry), created(entry));
         let noted = note_check(&cx, &sink.sink, &copy, created, &outcome, Some(&there));
-        if let Err(error) = noted.await {
-            say_warnings(&[format!(
-                "`{}`: the date of this check is not noted: {error}",
-                entry.stored.name
-            )]);
-        }
+        noted.await?;
     }
+    Ok(())
 }
 
 fn damaged<'a>(catalogue: &'a Catalogue, args: &VerifyArgs) -> Vec<&'a Entry> {

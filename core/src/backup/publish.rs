@@ -261,24 +261,31 @@ impl Backup<'_> {
                 )
                 .await
             {
-                report.warnings.push(format!(
-                    "`{}`: the archive could not be pinned: {error}",
-                    instance.name
-                ));
+                let what = format!("the archive could not be pinned: {}", error.what);
+                let mut cause = Cause::partial(&instance.name, what);
+                cause.hint = Some(format!("bk pin --version {}", manifest.id));
+                report.causes.push(cause);
             }
+            let mut unplaced = Vec::new();
             if self.plan.tier.is_none() && manifest.complete && !manifest.subset {
                 match tiers::promote(&cx, instance, zone).await {
-                    Ok(placed) => {
-                        report.sinks[at].placed = placed.into_iter().map(|p| p.name).collect();
+                    Ok(promoted) => {
+                        let placed = promoted.placed.into_iter();
+                        report.sinks[at].placed = placed.map(|p| p.name).collect();
+                        unplaced = promoted.failed;
                     }
-                    Err(error) => report.warnings.push(format!(
-                        "`{}`: the archive was not placed for its week, month or year: {error}",
-                        instance.name
-                    )),
+                    Err(error) => unplaced.push(error.to_string()),
                 }
+            }
+            for why in &unplaced {
+                let what = format!(
+                    "a week, month or year has no archive, and nothing is pruned before it has: {why}"
+                );
+                report.causes.push(Cause::partial(&instance.name, what));
             }
             // A partial run prunes nothing.
             if manifest.complete
+                && unplaced.is_empty()
                 && instance.policy.prune == PruneWhen::AfterBackup
                 && instance.policy.keep.is_some()
             {

@@ -1,23 +1,45 @@
 //! Reasons to delete nothing at all until somebody has looked.
+//!
+//! An archive is measured by those before it that were as usual, or were accepted: one that held is no measure for the next, or a source that
+//! vanished would be missed once and never again. What was accepted is the measure from there on.
 
 use super::{Decision, Known, Size, is_of_the_future};
-
 use jiff::Timestamp;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Archives whose median an instance's size is compared with.
 const MEDIAN_OF: usize = 7;
 
-/// All that hold, of archives newest first.
-pub(super) fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -> Vec<String> {
+/// All that hold, of archives newest first; and the archive that releases the first of them when it is accepted.
+pub(super) fn holds(
+    sorted: &[&Known],
+    decisions: &[Decision],
+    now: Timestamp,
+    accepted: &BTreeSet<String>,
+) -> (Vec<String>, Option<String>) {
     let mut holds = Vec::new();
-    let Some(newest) = sorted.first() else {
-        return holds;
-    };
-    if is_of_the_future(newest, now) {
+    let mut releases = None;
+    let future = sorted
+        .first()
+        .filter(|newest| is_of_the_future(newest, now));
+    if let Some(newest) = future.filter(|newest| !accepted.contains(&newest.id)) {
         holds.push(format!(
             "the newest archive is dated {}, in the future",
             newest.created
         ));
+        releases = Some(newest.id.clone());
+    }
+    // One of the future is no measure: accepted once, it would release everything until its day comes.
+    let present: Vec<&Known> = sorted
+        .iter()
+        .copied()
+        .filter(|known| !is_of_the_future(known, now))
+        .collect();
+    let Some(newest) = present.first() else {
+        return (holds, releases);
+    };
+    if accepted.contains(&newest.id) {
+        return (holds, releases);
     }
     let gone = decisions.iter().filter(|d| !d.keep).count();
     if gone * 2 > decisions.len() {
@@ -26,38 +48,90 @@ pub(super) fn holds(sorted: &[&Known], decisions: &[Decision], now: Timestamp) -
             decisions.len()
         ));
     }
-    let Some(newest) = sorted.iter().find(|k| k.complete) else {
-        return holds;
+    holds.extend(unusual(&present, accepted));
+    if !holds.is_empty() && releases.is_none() {
+        releases = Some(newest.id.clone());
+    }
+    (holds, releases)
+}
+
+/// What is unusual about the newest whole one.
+fn unusual(present: &[&Known], accepted: &BTreeSet<String>) -> Vec<String> {
+    let whole: Vec<&Known> = present.iter().copied().filter(|k| k.complete).collect();
+    let Some((newest, before)) = whole.split_first() else {
+        return Vec::new();
     };
-    let before: Vec<&Known> = sorted
-        .iter()
-        .copied()
-        .filter(|k| k.complete && k.created < newest.created)
-        .take(MEDIAN_OF)
-        .collect();
-    if let Some(previous) = before.first() {
-        vanished(newest, previous, &mut holds);
+    if accepted.contains(&newest.id) {
+        return Vec::new();
+    }
+    let mut usual: VecDeque<&Known> = VecDeque::with_capacity(MEDIAN_OF + 1);
+    for known in before.iter().rev() {
+        if accepted.contains(&known.id) {
+            usual.clear();
+        } else if !is_usual(known, &usual) {
+            continue;
+        }
+        usual.push_back(known);
+        if usual.len() > MEDIAN_OF {
+            usual.pop_front();
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(previous) = usual.back() {
+        vanished(newest, previous, &mut found);
     }
     for size in &newest.instances {
-        let earlier: Vec<&Size> = before
-            .iter()
-            .filter_map(|k| k.instances.iter().find(|i| i.name == size.name))
-            .collect();
-        for (what, now, then) in [
-            ("rows", size.rows, median(earlier.iter().map(|s| s.rows))),
-            ("bytes", size.bytes, median(earlier.iter().map(|s| s.bytes))),
-        ] {
-            let then = then.unwrap_or(0);
-            if then > 0 && now * 2 < then {
-                holds.push(format!(
-                    "`{}` has {now} {what}, less than half of the median {then} of its last {}",
+        for (what, measure) in MEASURES {
+            if has_shrunk(size, &usual, measure) {
+                let earlier = || earlier(&usual, &size.name).map(measure);
+                found.push(format!(
+                    "`{}` has {} {what}, less than half of the median {} of its last {}",
                     size.name,
-                    earlier.len()
+                    measure(size),
+                    median(earlier()).unwrap_or(0),
+                    earlier().count()
                 ));
             }
         }
     }
-    holds
+    found
+}
+
+/// The same as a question, over years of archives: no words are made.
+fn is_usual(known: &Known, usual: &VecDeque<&Known>) -> bool {
+    let Some(previous) = usual.back() else {
+        return true;
+    };
+    let stayed = previous.instances.iter().all(|size| {
+        let now = known.instances.iter().find(|i| i.name == size.name);
+        now.is_some_and(|now| now.identity == size.identity)
+    });
+    let shrank = |size| {
+        let mut measures = MEASURES.into_iter();
+        measures.any(|(_, measure)| has_shrunk(size, usual, measure))
+    };
+    stayed && !known.instances.iter().any(shrank)
+}
+
+/// What of an instance is compared.
+const MEASURES: [(&str, fn(&Size) -> u64); 2] =
+    [("rows", |size| size.rows), ("bytes", |size| size.bytes)];
+
+fn earlier<'k>(usual: &VecDeque<&'k Known>, name: &str) -> impl Iterator<Item = &'k Size> {
+    usual
+        .iter()
+        .filter_map(move |k| k.instances.iter().find(|i| i.name == name))
+}
+
+/// Whether it has less than half of the median: whether no more than half of them have at most twice as much.
+fn has_shrunk(size: &Size, usual: &VecDeque<&Known>, measure: fn(&Size) -> u64) -> bool {
+    let twice = measure(size).saturating_mul(2);
+    let (mut all, mut at_most_twice) = (0_usize, 0_usize);
+    for then in earlier(usual, &size.name).map(measure) {
+        all += 1;
+        at_most_twice += usize::from(then <= twice);
+    }
+    all > 0 && at_most_twice <= all / 2
 }
 
 fn vanished(newest: &Known, previous: &Known, holds: &mut Vec<String>) {

@@ -28,6 +28,7 @@ pub fn tomorrow(
         id: "~".into(),
         created,
         complete: true,
+        damaged: false,
         pinned: false,
         placed: places(&left, policy, created),
         instances: newest.instances.clone(),
@@ -66,7 +67,7 @@ fn places(left: &[Known], policy: &Policy<'_>, created: Timestamp) -> BTreeSet<O
         let folder = tier.folder(day(created));
         policy.keep.keeps(*tier)
             && !left.iter().any(|known| {
-                known.complete
+                known.is_good()
                     && known.placed.contains(&Some(*tier))
                     && tier.folder(day(known.created)) == folder
             })

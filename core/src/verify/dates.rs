@@ -3,8 +3,9 @@
 use super::Level;
 use crate::catalog::Entry;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::note;
+use crate::retention::is_future;
 use crate::sink::{Sink, Stored};
 use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
@@ -82,31 +83,53 @@ pub struct Dates {
 impl Dates {
     /// All that is noted there. What cannot be read counts as never checked.
     pub async fn read(cx: &Context, sink: &Arc<dyn Sink>) -> Self {
-        let names = match sink.notes(cx, &cx.site, PREFIX).await {
-            Ok(seen) => seen,
+        let read = match Self::notes(cx, sink).await {
+            Ok(read) => read,
             Err(error) => {
                 tracing::debug!(%error, "the dates of checks are not listed");
                 return Self::default();
             }
         };
-        let notes = stream::iter(names)
-            .map(|seen| async move { note::read::<Note>(cx, sink, &seen.name.name, HINT).await })
-            .buffer_unordered(NOTES_AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
         let mut dates = Self::default();
-        for read in notes {
+        for read in read {
             match read {
-                Ok((note, _)) => dates.known.extend(note.checked),
+                Ok(note) => dates.known.extend(note.checked),
                 Err(error) => tracing::warn!(%error, "dates of checks are not readable"),
             }
         }
         dates
     }
 
+    /// The same where something is let go by it: what cannot be read is the error. A sink that keeps no notes has none.
+    pub async fn read_all(cx: &Context, sink: &Arc<dyn Sink>) -> Result<Self> {
+        let read = match Self::notes(cx, sink).await {
+            Err(error) if error.kind == ErrorKind::Unsupported => Vec::new(),
+            read => read?,
+        };
+        let mut dates = Self::default();
+        for note in read {
+            dates.known.extend(note?.checked);
+        }
+        Ok(dates)
+    }
+
+    async fn notes(cx: &Context, sink: &Arc<dyn Sink>) -> Result<Vec<Result<Note>>> {
+        let names = sink.notes(cx, &cx.site, PREFIX).await?;
+        let notes = stream::iter(names).map(|seen| async move {
+            let (note, _) = note::read::<Note>(cx, sink, &seen.name.name, HINT).await?;
+            Ok(note)
+        });
+        Ok(notes.buffer_unordered(NOTES_AT_ONCE).collect().await)
+    }
+
     /// What is known of one copy.
     pub fn of(&self, entry: &Entry) -> Option<&Checked> {
         self.known.get(&key_of(entry))
+    }
+
+    /// The damage that the last check of this copy found.
+    pub fn damage(&self, entry: &Entry) -> Option<&Failed> {
+        self.of(entry)?.failed.as_ref()
     }
 }
 
@@ -164,6 +187,10 @@ impl Rotation {
         mut copies: Vec<(T, Timestamp, Option<Timestamp>)>,
         now: Timestamp,
     ) -> Vec<T> {
+        for (_, _, checked) in &mut copies {
+            // By a clock that was wrong, it would not be due for years.
+            checked.take_if(|at| is_future(*at, now));
+        }
         copies.sort_by_key(|(_, made, checked)| checked.unwrap_or(*made));
         let share = self.sample.map_or(0.0, |percent| percent / 100.0);
         let sampled = (copies.len() as f64 * share).ceil() as usize;

@@ -3,7 +3,7 @@
 use crate::binary;
 use crate::database::free_port;
 use crate::script::Script;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -83,16 +83,21 @@ impl Kubernetes {
     }
 
     fn plain_of(kubeconfig: &std::path::Path) -> Plain {
-        let port = free_port();
-        let child = Command::new(binary::cache().join("kubectl/usr/bin/kubectl"))
+        let mut child = Command::new(binary::cache().join("kubectl/usr/bin/kubectl"))
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .args(["proxy", &format!("--port={port}")])
-            .stdout(Stdio::null())
+            .args(["proxy", "--port=0"])
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {}
-        Plain { port, child }
+        // It listens before it says where; a line that ends sooner is the end of it.
+        let mut said = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut said).unwrap();
+        let port = said.trim().rsplit(':').next().and_then(|p| p.parse().ok());
+        let mut plain = Plain { port: 0, child };
+        plain.port = port.unwrap_or_else(|| panic!("kubectl proxy says `{}`", said.trim()));
+        plain
     }
 
     /// The kubeconfig of who may do everything.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 /// The port to come in by.
 pub struct Gate {
@@ -23,7 +24,7 @@ impl Gate {
         let (said, shut) = (Arc::new(AtomicU64::new(0)), channel());
         let counted = said.clone();
         std::thread::spawn(move || {
-            while !opens() {}
+            crate::until("the gate opens", Duration::from_mins(10), opens);
             net::listen(&door, BACKLOG).unwrap();
             serve(&door.into(), behind, &counted, u64::MAX, &shut.0);
         });

@@ -6,6 +6,7 @@ use crate::script::Script;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// A running one.
 pub struct Kubernetes {
@@ -152,15 +153,10 @@ impl Kubernetes {
     /// Objects in a namespace, without what `kubectl apply` remembers.
     pub fn create(&self, namespace: &str, objects: &str) {
         // Its account comes first: pods are refused without one.
-        for _ in 0..600 {
-            if self
-                .object(namespace, "serviceaccount", "default")
+        self.until("its account is there", || {
+            self.object(namespace, "serviceaccount", "default")
                 .is_some()
-            {
-                break;
-            }
-            std::thread::yield_now();
-        }
+        });
         self.kubectl(&["-n", namespace, "create", "-f", "-"], objects);
     }
 
@@ -179,10 +175,7 @@ impl Kubernetes {
     /// Waits until something of the cluster is so.
     #[track_caller]
     pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let began = std::time::Instant::now();
-        while !is_so() {
-            assert!(began.elapsed().as_secs() < 240, "{what}: not within 240 s");
-        }
+        crate::until(what, Duration::from_mins(4), is_so);
     }
 
     /// `kubectl`, with these arguments and this on its standard input.

@@ -576,8 +576,9 @@ fn case_24_an_extension_that_does_not_answer_makes_the_run_partial_and_stops_not
         raw.contains("\"False\"")
     };
     cluster.until("it is known to be down", || stale("v1.metrics.k8s.io"));
-    // What only measures is nobody's loss.
-    home(&cluster, &["quiet"], "").bk(&["backup"]).ended(0);
+    // What only measures is nobody's loss, and is said.
+    let said = home(&cluster, &["quiet"], "").bk(&["backup"]).ended(0);
+    assert!(said.stderr.contains("metrics.k8s.io"), "{}", said.stderr);
     down("dead.example.org");
     cluster.until("it is known to be down", || stale("v1.dead.example.org"));
     let home_all = home(&cluster, &["quiet"], "");

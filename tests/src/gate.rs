@@ -1,11 +1,13 @@
 //! A door on loopback before a server: it opens when something is so, or shuts after so much was said.
 
-use crate::database::free_port;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 /// The port to come in by.
 pub struct Gate {
@@ -18,13 +20,13 @@ pub struct Gate {
 impl Gate {
     /// Nobody listens until `opens` is true. It is asked again and again.
     pub fn opening(behind: u16, opens: impl Fn() -> bool + Send + 'static) -> Self {
-        let port = free_port();
+        let (door, port) = closed_door();
         let (said, shut) = (Arc::new(AtomicU64::new(0)), channel());
         let counted = said.clone();
         std::thread::spawn(move || {
-            while !opens() {}
-            let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-            serve(&listener, behind, &counted, u64::MAX, &shut.0);
+            crate::until("the gate opens", Duration::from_mins(10), opens);
+            net::listen(&door, BACKLOG).unwrap();
+            serve(&door.into(), behind, &counted, u64::MAX, &shut.0);
         });
         Self {
             port,
@@ -56,6 +58,18 @@ impl Gate {
     pub fn is_shut(&self) -> bool {
         self.shut.try_recv().is_ok()
     }
+}
+
+/// Clients that may wait to be let in.
+const BACKLOG: i32 = 128;
+
+/// A port that is ours from now on, and refuses everybody as long as nobody listens.
+fn closed_door() -> (OwnedFd, u16) {
+    let flags = SocketFlags::CLOEXEC;
+    let door = net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    net::bind(&door, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let bound = SocketAddr::try_from(net::getsockname(&door).unwrap()).unwrap();
+    (door, bound.port())
 }
 
 fn serve(

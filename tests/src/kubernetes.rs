@@ -3,9 +3,10 @@
 use crate::binary;
 use crate::database::free_port;
 use crate::script::Script;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// A running one.
 pub struct Kubernetes {
@@ -83,16 +84,21 @@ impl Kubernetes {
     }
 
     fn plain_of(kubeconfig: &std::path::Path) -> Plain {
-        let port = free_port();
-        let child = Command::new(binary::cache().join("kubectl/usr/bin/kubectl"))
+        let mut child = Command::new(binary::cache().join("kubectl/usr/bin/kubectl"))
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .args(["proxy", &format!("--port={port}")])
-            .stdout(Stdio::null())
+            .args(["proxy", "--port=0"])
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {}
-        Plain { port, child }
+        // It listens before it says where; a line that ends sooner is the end of it.
+        let mut said = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut said).unwrap();
+        let port = said.trim().rsplit(':').next().and_then(|p| p.parse().ok());
+        let mut plain = Plain { port: 0, child };
+        plain.port = port.unwrap_or_else(|| panic!("kubectl proxy says `{}`", said.trim()));
+        plain
     }
 
     /// The kubeconfig of who may do everything.
@@ -147,15 +153,10 @@ impl Kubernetes {
     /// Objects in a namespace, without what `kubectl apply` remembers.
     pub fn create(&self, namespace: &str, objects: &str) {
         // Its account comes first: pods are refused without one.
-        for _ in 0..600 {
-            if self
-                .object(namespace, "serviceaccount", "default")
+        self.until("its account is there", || {
+            self.object(namespace, "serviceaccount", "default")
                 .is_some()
-            {
-                break;
-            }
-            std::thread::yield_now();
-        }
+        });
         self.kubectl(&["-n", namespace, "create", "-f", "-"], objects);
     }
 
@@ -174,10 +175,7 @@ impl Kubernetes {
     /// Waits until something of the cluster is so.
     #[track_caller]
     pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let began = std::time::Instant::now();
-        while !is_so() {
-            assert!(began.elapsed().as_secs() < 240, "{what}: not within 240 s");
-        }
+        crate::until(what, Duration::from_mins(4), is_so);
     }
 
     /// `kubectl`, with these arguments and this on its standard input.

@@ -28,6 +28,8 @@ pub mod sshd;
 
 pub use bk_kit::{Outcome, data, engine, fakes, hold, protocol_suite, sink_suite, source_suite};
 
+use std::time::{Duration, Instant};
+
 /// The seed of a test: `BK_SEED`, else the one given; printed, so that a failure can be repeated.
 pub fn seed(default: u64) -> u64 {
     let seed = std::env::var("BK_SEED")
@@ -65,6 +67,19 @@ pub fn side_by_side<T: Sync>(items: &[T], work: impl Fn(&T) -> Outcome + Sync) -
         }
     });
     wrong.into_inner().unwrap()
+}
+
+/// Between two questions to a server: each of them starts a process, and what is waited for needs the processors too.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Asks until it is so, and no longer than that. The pause makes nothing true: it only leaves the processors to others.
+#[track_caller]
+pub fn until(what: &str, most: Duration, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < most, "{what}: not within {most:?}");
+        std::thread::sleep(PACE);
+    }
 }
 
 /// What is called as an archive beneath a folder, in whatever folders of a layout.

@@ -39,7 +39,7 @@ fn can_trace() -> bool {
     {
         Ok(status) if status.success() => true,
         Ok(_) => {
-            eprintln!("SKIPPED: strace is not permitted here");
+            bk_tests::skip("strace is not permitted here");
             false
         }
         Err(_) => {

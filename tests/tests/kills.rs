@@ -65,6 +65,28 @@ fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// What has a whole name in both sinks, with its digest.
+fn digests(home: &Home) -> BTreeMap<PathBuf, [u8; 32]> {
+    let paths = ["out", "pc"].map(|sink| archives_beneath(&home.path(sink)));
+    let digest = |path: &PathBuf| *blake3::hash(&std::fs::read(path).unwrap()).as_bytes();
+    let paths = paths.into_iter().flatten();
+    paths.map(|path| (path.clone(), digest(&path))).collect()
+}
+
+/// Verifies all that is there, but for what was verified before by the same digest.
+async fn all_sound(home: &Home, sound: &mut BTreeSet<[u8; 32]>, what: &str) {
+    for (path, digest) in digests(home) {
+        if sound.contains(&digest) {
+            continue;
+        }
+        let read = Arc::new(FileReadAt::open(&path).unwrap());
+        let verified = verify(read, None, Level::Decoded).await;
+        let verified = verified.unwrap_or_else(|e| panic!("{what}: {}: {e}", path.display()));
+        assert!(verified.complete, "{what}");
+        sound.insert(digest);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_every_verb_leaves_what_the_next_run_needs() {
     let random = &mut SmallRng::seed_from_u64(seed(500));
@@ -100,6 +122,7 @@ async fn killed_at_any_moment_every_verb_leaves_what_the_next_run_needs() {
         for sink in ["out", "pc"] {
             leases_run_out(&home.path(sink));
         }
+        let before = digests(&home);
         let mut child = home
             .command(VERBS[verb])
             .stdout(std::process::Stdio::null())
@@ -113,18 +136,15 @@ async fn killed_at_any_moment_every_verb_leaves_what_the_next_run_needs() {
         kills[verb] += usize::from(child.try_wait().unwrap().is_none());
         let _ = child.kill();
         child.wait().unwrap();
-        for path in ["out", "pc"]
-            .iter()
-            .flat_map(|sink| archives_beneath(&home.path(sink)))
-        {
-            if sound.contains(&path) {
-                continue;
-            }
-            let read = Arc::new(FileReadAt::open(&path).unwrap());
-            let verified = verify(read, None, Level::Decoded).await;
-            let verified = verified.unwrap_or_else(|e| panic!("{what}: {}: {e}", path.display()));
-            assert!(verified.complete, "{what}");
-            sound.insert(path);
+        all_sound(&home, &mut sound, &what).await;
+        // No verb both lets a name go and takes it anew: what is there still is what was there.
+        for (path, digest) in digests(&home) {
+            let was = before.get(&path);
+            assert!(
+                was.is_none_or(|was| *was == digest),
+                "{what}: {} has changed",
+                path.display()
+            );
         }
         // In which of its places it lies is retention's business.
         let mut places = archives_beneath(&home.path("out")).into_iter();
@@ -149,6 +169,7 @@ async fn killed_at_any_moment_every_verb_leaves_what_the_next_run_needs() {
     for verb in VERBS {
         run(verb, "at last");
     }
+    all_sound(&home, &mut sound, "at last").await;
     for sink in ["out", "pc"] {
         let left = std::fs::read_dir(home.path(sink)).unwrap();
         let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -40,6 +40,7 @@ fn history(random: &mut SmallRng) -> History {
         let mut known = plain(n, at);
         known.complete = random.random_range(0..10) > 0;
         known.pinned = random.random_range(0..20) == 0;
+        known.damaged = random.random_range(0..15) == 0;
         // In any folders, also where no run of ours would have put it.
         known.placed = Tier::ALL
             .into_iter()
@@ -64,6 +65,7 @@ fn plain(n: usize, created: Timestamp) -> Known {
         id: format!("{n:032x}"),
         created,
         complete: true,
+        damaged: false,
         pinned: false,
         placed: BTreeSet::new(),
         instances: vec![Size {
@@ -147,7 +149,7 @@ fn limits(keep: &Keep) -> [Limit; 7] {
     ]
 }
 
-/// The rules, said again in the plainest way. `whole` is newest first.
+/// The rules, said again in the plainest way. `whole` is newest first, without those that are damaged: they stay, and stand for nothing.
 fn oracle(
     archives: &[Known],
     whole: &[(&Known, Periods)],
@@ -164,7 +166,8 @@ fn oracle(
             kept.insert(partial.id.clone());
         }
     }
-    kept.extend(archives.iter().filter(|a| a.pinned).map(|a| a.id.clone()));
+    let always = archives.iter().filter(|a| a.pinned || a.damaged);
+    kept.extend(always.map(|a| a.id.clone()));
     let limits = limits(keep);
     if limits.iter().all(|limit| *limit == 0.into()) {
         kept.extend(whole.iter().map(|(a, _)| a.id.clone()));
@@ -226,7 +229,7 @@ fn oracle(
 fn whole<'a>(archives: &'a [Known], zone: &TimeZone) -> Vec<(&'a Known, Periods)> {
     let mut whole: Vec<_> = archives
         .iter()
-        .filter(|a| a.complete)
+        .filter(|a| a.complete && !a.damaged)
         .map(|a| (a, periods(zone, a.created)))
         .collect();
     whole.sort_by(|(a, _), (b, _)| (b.created, &b.id).cmp(&(a.created, &a.id)));
@@ -277,7 +280,7 @@ fn a_thousand_histories_agree_with_the_oracle() {
         // The newest good one is never let go, whatever is accepted.
         let newest = archives
             .iter()
-            .filter(|a| a.complete)
+            .filter(|a| a.complete && !a.damaged)
             .max_by_key(|a| (a.created, a.id.clone()));
         let all: BTreeSet<String> = archives.iter().map(|a| a.id.clone()).collect();
         let released = decide(&archives, &policy, now, &all);
@@ -364,22 +367,27 @@ fn known(day: i8, rows: u64, names: &[&str]) -> Known {
         id: format!("{day:032}"),
         created,
         complete: true,
+        damaged: false,
         pinned: false,
         placed: BTreeSet::new(),
         instances,
     }
 }
 
-fn held(archives: &[Known], now: &str) -> Vec<String> {
-    let keep = Keep::last(5);
+fn judged(archives: &[Known], last: u32, now: &str, accepted: &BTreeSet<String>) -> Verdict {
+    let keep = Keep::last(last);
     let policy = Policy {
         keep: &keep,
         layout: Layout::Flat,
         zone: &TimeZone::UTC,
     };
-    let verdict = decide(archives, &policy, now.parse().unwrap(), &BTreeSet::new());
+    let verdict = decide(archives, &policy, now.parse().unwrap(), accepted);
     assert!(verdict.holds.is_empty() || verdict.deletions().count() == 0);
-    verdict.holds
+    verdict
+}
+
+fn held(archives: &[Known], now: &str) -> Vec<String> {
+    judged(archives, 5, now, &BTreeSet::new()).holds
 }
 
 #[test]
@@ -420,13 +428,126 @@ fn retention_holds_when_something_shrank_vanished_moved_or_too_much_would_go() {
     let many: Vec<_> = (1..=20).map(|day| known(day, 1000, &["db"])).collect();
     assert!(held(&many, "2026-08-21T00:00:00Z")[0].contains("15 of 20 archives would go"));
     let accepted = BTreeSet::from([known(20, 0, &[]).id]);
-    let keep = Keep::last(5);
-    let policy = Policy {
-        keep: &keep,
-        layout: Layout::Flat,
-        zone: &TimeZone::UTC,
-    };
-    let now = "2026-08-21T00:00:00Z".parse().unwrap();
-    let verdict = decide(&many, &policy, now, &accepted);
+    let verdict = judged(&many, 5, "2026-08-21T00:00:00Z", &accepted);
     assert_eq!(verdict.deletions().count(), 15);
+}
+
+#[test]
+fn a_damaged_archive_stays_and_never_stands_for_a_good_one() {
+    let mut archives: Vec<_> = (1..=4).map(|day| known(day, 1000, &["db"])).collect();
+    archives[1].damaged = true;
+    archives[3].damaged = true;
+    let verdict = judged(&archives, 1, "2026-08-05T00:00:00Z", &BTreeSet::new());
+    let of = |day: i8| {
+        let id = known(day, 0, &[]).id;
+        verdict.decisions.iter().find(|d| d.id == id).unwrap()
+    };
+    for day in [2, 4] {
+        let failed = |reason: &String| reason.contains("failed its check");
+        assert!(
+            of(day).keep && of(day).reasons.iter().any(failed),
+            "{:?}",
+            of(day)
+        );
+        assert!(!of(day).rules.contains(&"last"), "{:?}", of(day));
+    }
+    assert!(of(3).keep && of(3).rules.contains(&"last"), "{:?}", of(3));
+    assert!(!of(1).keep, "{:?}", of(1));
+}
+
+/// What becomes of the instance `files`.
+type Change = fn(&mut Known);
+
+fn vanished(archive: &mut Known) {
+    archive.instances.retain(|size| size.name != "files");
+}
+
+fn shrank(archive: &mut Known) {
+    archive.instances[1].rows = 400;
+    archive.instances[1].bytes = 4000;
+}
+
+fn moved(archive: &mut Known) {
+    archive.instances[1].identity = "another".into();
+}
+
+#[test]
+fn a_hold_stays_with_every_further_archive_until_the_newest_is_accepted() {
+    // All is there eight times; twelve are kept, so that it is never more than half that would go.
+    const STEADY: i8 = 8;
+    const LAST: u32 = 12;
+    let morning = |day: i8| format!("2026-08-{day:02}T06:00:00Z");
+    let changes: [(&str, Change); 3] =
+        [("vanished", vanished), ("shrank", shrank), ("moved", moved)];
+    for (what, change) in changes {
+        let day_of = |day: i8| {
+            let mut archive = known(day, 1000, &["db", "files"]);
+            if day > STEADY {
+                change(&mut archive);
+            }
+            archive
+        };
+        let mut archives: Vec<_> = (1..=STEADY).map(day_of).collect();
+        let mut accepted = BTreeSet::new();
+        let judge = |archives: &[Known], accepted: &BTreeSet<String>| {
+            judged(archives, LAST, &morning(archives.len() as i8), accepted)
+        };
+        assert!(judge(&archives, &accepted).holds.is_empty());
+        for run in 1..=10 {
+            archives.push(day_of(STEADY + run));
+            let holds = judge(&archives, &accepted).holds;
+            assert!(
+                holds.iter().any(|hold| hold.contains("`files`")),
+                "{what}, run {run}: {holds:?}"
+            );
+        }
+        accepted.insert(archives.last().unwrap().id.clone());
+        let verdict = judge(&archives, &accepted);
+        assert!(verdict.holds.is_empty(), "{what}: {:?}", verdict.holds);
+        assert_eq!(verdict.deletions().count(), 18 - LAST as usize, "{what}");
+
+        // From now on the accepted one is the measure, for better and for worse.
+        archives.push(day_of(STEADY + 11));
+        let verdict = judge(&archives, &accepted);
+        assert!(verdict.holds.is_empty(), "{what}: {:?}", verdict.holds);
+        assert_eq!(verdict.deletions().count(), 19 - LAST as usize, "{what}");
+        let mut worse = day_of(STEADY + 12);
+        worse.instances[0].rows = 100;
+        archives.push(worse);
+        let holds = judge(&archives, &accepted).holds;
+        assert!(
+            holds.iter().any(|hold| hold.contains("`db`")),
+            "{what}: {holds:?}"
+        );
+    }
+}
+
+#[test]
+fn accepting_an_archive_of_the_future_releases_no_other_hold() {
+    let mut archives: Vec<_> = (1..=8)
+        .map(|day| known(day, 1000, &["db", "files"]))
+        .collect();
+    let mut future = known(30, 1000, &["db", "files"]);
+    future.created = "2036-01-01T00:00:00Z".parse().unwrap();
+    let mut accepted = BTreeSet::from([future.id.clone()]);
+    archives.push(future);
+    let is_of_the_future = |hold: &String| hold.contains("in the future");
+    let now = "2026-08-08T06:00:00Z";
+    assert!(held(&archives, now).iter().any(is_of_the_future));
+    let verdict = judged(&archives, 5, now, &accepted);
+    assert!(verdict.holds.is_empty(), "{:?}", verdict.holds);
+    assert_eq!(verdict.deletions().count(), 3);
+
+    archives.push(known(9, 1000, &["db"]));
+    let now = "2026-08-09T06:00:00Z";
+    let holds = judged(&archives, 5, now, &accepted).holds;
+    assert!(
+        holds.iter().any(|hold| hold.contains("`files`")),
+        "{holds:?}"
+    );
+    assert!(!holds.iter().any(is_of_the_future), "{holds:?}");
+    accepted.insert(archives.last().unwrap().id.clone());
+    let verdict = judged(&archives, 5, now, &accepted);
+    assert!(verdict.holds.is_empty(), "{:?}", verdict.holds);
+    assert_eq!(verdict.deletions().count(), 4);
 }

@@ -1391,3 +1391,33 @@ fn images_and_storage_classes_get_the_names_that_they_have_here() {
         "docker.io/web:1"
     );
 }
+
+#[test]
+fn what_nobody_selected_is_not_deleted_though_all_that_the_archive_has_of_it_was() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s" }, "stringData": { "a": "b" } });
+    cluster.namespace("chosen", &list(&[config_map("c", json!({}))]));
+    cluster.namespace("chosen-too", &list(std::slice::from_ref(&secret)));
+    let home = home(cluster, &["chosen", "chosen-too"], "");
+    home.bk(&["backup"]).ended(0);
+    cluster.create("chosen", &list(&[secret]));
+    for narrow in [
+        ["--exclude", "k8s/*/Secret/*"],
+        ["--only", "k8s/chosen/ConfigMap/*"],
+    ] {
+        cluster.create("chosen", &list(&[config_map("later", json!({}))]));
+        let prune = [
+            "restore",
+            "--yes",
+            "--existing",
+            "replace",
+            "--prune-objects",
+        ];
+        let said = home.bk(&[&prune[..], &narrow[..]].concat()).ended(0);
+        let is_there = |kind: &str, name: &str| cluster.object("chosen", kind, name).is_some();
+        assert!(is_there("secret", "s"), "{narrow:?}: {}", said.stderr);
+        assert!(!is_there("configmap", "later"), "{narrow:?}");
+    }
+}

@@ -99,6 +99,8 @@ pub struct K8sSnapshot {
     kinds: Vec<Kind>,
     cluster_kinds: Vec<Kind>,
     stale: Vec<String>,
+    /// All that did not answer, whether it is missed or not: of their objects a restore knows nothing.
+    unanswered: Vec<String>,
     namespaces: Vec<String>,
     selector: Option<String>,
     secrets: Secrets,
@@ -151,6 +153,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
     kinds.sort_by_key(|kind| (tiers::of(kind), kind.full_name().to_owned()));
     Ok(K8sSnapshot {
         stale: all.unanswered(&source.wanted),
+        unanswered: all.stale.clone(),
         cluster_kinds: cluster_kinds.into_iter().cloned().collect(),
         kinds,
         api,
@@ -247,7 +250,7 @@ impl Snapshot for K8sSnapshot {
         Ok(Facts {
             layout: LAYOUT,
             selection: self.selection,
-            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces, "helm": self.newest_revisions }),
+            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces, "helm": self.newest_revisions, "unanswered": self.unanswered }),
             notes,
             warnings: self.warnings,
         })

@@ -140,6 +140,8 @@ struct Restoring<'a> {
     cx: &'a Context,
     how: &'a RestoreOptions,
     existing: Existing,
+    /// The instance as the archive and the selectors name it.
+    instance: String,
     /// Group to namespace in the target.
     names: HashMap<String, String>,
     api: Api,
@@ -196,6 +198,7 @@ impl<'a> Restoring<'a> {
             cx,
             how,
             existing: how.existing.unwrap_or(Existing::Merge),
+            instance: input.instance().to_owned(),
             names,
             api,
             kinds,
@@ -205,7 +208,7 @@ impl<'a> Restoring<'a> {
             entered: BTreeSet::new(),
             of_cluster: false,
             own: BTreeSet::new(),
-            archived: Archived::of(&input.facts().selection, input.failed_units()),
+            archived: Archived::of(input.facts(), input.failed_units()),
             marked: BTreeSet::new(),
             scaled: BTreeSet::new(),
             volumes: BTreeSet::new(),
@@ -682,7 +685,8 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    /// `--existing replace` deletes nothing by itself: what is there besides is named.
+    /// `--existing replace` deletes nothing by itself: what is there besides is named. A group is whole when all that the archive has of it is selected,
+    /// so that each object is asked about once more: what nobody selected, or the archive never read, is not missing in it.
     async fn name_the_others(&mut self) -> Result<()> {
         let whole: Vec<(String, String)> = self
             .how
@@ -723,7 +727,10 @@ impl<'a> Restoring<'a> {
                     };
                     for object in page.iter().filter(|o| skip::object(kind, o).is_none()) {
                         let unit = kind.unit(object::name(object));
-                        let is_left_out = self.source.wanted.excludes(&namespace, &unit)
+                        let is_selected =
+                            self.how.selection.takes(&self.instance, &group, &unit);
+                        let is_left_out = !is_selected
+                            || self.source.wanted.excludes(&namespace, &unit)
                             || !self.archived.takes(&group, kind, &unit);
                         if !is_left_out {
                             self.other(kind, &namespace, object).await?;

@@ -1421,3 +1421,27 @@ fn what_nobody_selected_is_not_deleted_though_all_that_the_archive_has_of_it_was
         assert!(!is_there("configmap", "later"), "{narrow:?}");
     }
 }
+
+#[test]
+fn services_of_this_cluster_keep_the_addresses_and_ports_that_it_chose() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let service = |name: &str, spec: Value| json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
+    cluster.namespace(
+        "addressed",
+        &list(&[
+            service("ports", json!({ "type": "NodePort", "ports": [{ "name": "a", "port": 80 }, { "name": "b", "port": 81 }] })),
+            service("balanced", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{ "port": 80 }] })),
+        ]),
+    );
+    let spec = |name: &str| cluster.object("addressed", "service", name).unwrap()["spec"].clone();
+    let before = [spec("ports"), spec("balanced")];
+    let home = home(cluster, &["addressed"], "");
+    home.bk(&["backup"]).ended(0);
+    for name in ["ports", "balanced"] {
+        cluster.kubectl(&["-n", "addressed", "delete", "service", name], "");
+    }
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert_eq!([spec("ports"), spec("balanced")], before);
+}

@@ -240,7 +240,7 @@ async fn make(
         return Ok(Step::done(would));
     }
     let path = place.kind.path(place.namespace);
-    let answer = match send(restoring, &Method::POST, &path, wished).await {
+    let answer = match post(restoring, item, &path, wished).await {
         Err(error) if error.kind == ErrorKind::Unreachable => {
             return Ok(Step::Unsure(Outcome::Created));
         }
@@ -261,6 +261,44 @@ async fn make(
         applied.warnings.extend(waited.await?);
     }
     Ok(Step::done(applied))
+}
+
+/// Makes it. A Service gets what the cluster had chosen for it, as long as nobody else has it: first all, then the addresses alone, then anything.
+async fn post(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    path: &str,
+    wished: &Value,
+) -> Result<Answer> {
+    for kept in with_chosen(restoring, item, wished) {
+        let answer = send(restoring, &Method::POST, path, &kept).await?;
+        // The server's word for a port of health checks that is taken is 500.
+        if !matches!(answer.status, 422 | 500) {
+            return Ok(answer);
+        }
+    }
+    send(restoring, &Method::POST, path, wished).await
+}
+
+/// The wish with addresses and ports that the cluster had chosen. Elsewhere, and in another namespace beside the old one, they are somebody else's.
+fn with_chosen(restoring: &Restoring<'_>, item: &Item, wished: &Value) -> Vec<Value> {
+    let is_here = restoring.how.at_home && item.namespace == item.beside.namespace;
+    if !is_here || item.beside.kind != "Service" {
+        return Vec::new();
+    }
+    let with = |ports_too: bool| {
+        let mut kept = wished.clone();
+        for (pointer, value) in &item.beside.chosen {
+            if ports_too || pointer.starts_with("/spec/clusterIP") {
+                put_back(&mut kept, pointer, value.clone());
+            }
+        }
+        kept
+    };
+    let mut all = vec![with(true), with(false)];
+    all.dedup();
+    all.retain(|kept| kept != wished);
+    all
 }
 
 /// Writes what is there and differs. Nothing when it must be looked at again.
@@ -490,7 +528,7 @@ async fn recreate(
         }
         restoring.cx.pause(LOOK_AGAIN).await?;
     }
-    let answer = send(restoring, &Method::POST, &kind.path(namespace), wished).await?;
+    let answer = post(restoring, item, &kind.path(namespace), wished).await?;
     if answer.status < 300 {
         return finished(restoring, item, (path, Outcome::Recreated), answer).await;
     }

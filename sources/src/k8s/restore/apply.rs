@@ -18,18 +18,6 @@ const MESSAGE_CHARS: usize = 300;
 /// How long an object may take to go that is made anew.
 const GOES: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Kinds of no namespace that others of the cluster may need: made where they are absent, changed only when they are named.
-const SHARED: [&str; 9] = [
-    "CustomResourceDefinition",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "StorageClass",
-    "PriorityClass",
-    "IngressClass",
-    "RuntimeClass",
-    "ValidatingWebhookConfiguration",
-    "MutatingWebhookConfiguration",
-];
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +128,17 @@ pub(super) async fn apply(restoring: &Restoring<'_>, item: &Item) -> Result<Appl
     applied.warnings.extend(wished.warnings);
     applied.lacks_owner = wished.lacks_owner;
     Ok(applied)
+}
+
+/// Whether others of the cluster may need it as it is. A namespace is what makes its group, and a volume belongs to its claim.
+fn is_shared(kind: &Kind) -> bool {
+    !kind.namespaced && !matches!(kind.full_name(), "Namespace" | "PersistentVolume")
+}
+
+/// Whether it gives rights in its namespace.
+fn gives_rights(kind: &Kind) -> bool {
+    kind.group == "rbac.authorization.k8s.io"
+        && matches!(kind.full_name(), "Role" | "RoleBinding")
 }
 
 /// Whether the very object was asked for.
@@ -339,7 +338,8 @@ async fn update(
     if text(live, &["metadata", "deletionTimestamp"]).is_some() {
         return Ok(Step::done(Applied::failed("it is being deleted".into())));
     }
-    if SHARED.contains(&item.beside.kind.as_str()) && !is_named(restoring, item) {
+    let is_named = is_named(restoring, item);
+    if is_shared(kind) && !is_named {
         let why = "it is there and differs; others of the cluster may need it as it is: name it with --only to write it";
         return Ok(Step::done(same(Outcome::Skipped(why.into()))));
     }
@@ -356,6 +356,10 @@ async fn update(
             return unchanged(restoring, item, place, live)
                 .await
                 .map(Step::done);
+        }
+        200..300 if gives_rights(kind) && !is_named => {
+            let why = "it is there and differs; what gives rights is changed only on request: name it with --only to write it";
+            return Ok(Step::done(same(Outcome::Skipped(why.into()))));
         }
         200..300 if restoring.dry => {
             return Ok(Step::done(Applied {

@@ -27,6 +27,7 @@ use futures::StreamExt;
 use helm::Releases;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Objects that are written side by side, and held for that.
@@ -167,6 +168,8 @@ struct Restoring<'a> {
     scaled: BTreeSet<(String, String, String)>,
     /// Namespace and name of claims whose volumes come back too.
     volumes: BTreeSet<(String, String)>,
+    /// Whether it was said that the account may not look at volumes.
+    volumes_unseen: AtomicBool,
     /// What was written and has pods.
     workloads: Vec<(Kind, String, String)>,
     /// Kind, namespace and name in the target of everything that the archive has.
@@ -212,6 +215,7 @@ impl<'a> Restoring<'a> {
             marked: BTreeSet::new(),
             scaled: BTreeSet::new(),
             volumes: BTreeSet::new(),
+            volumes_unseen: AtomicBool::new(false),
             workloads: Vec::new(),
             seen: BTreeSet::new(),
             owed: BTreeMap::new(),

@@ -197,10 +197,13 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
             .find(|rights| rights.restores() == restores);
         let rights = asked.unwrap_or(usual);
         let cluster_name = format!("{}-{name}", options.namespace);
-        let cluster_rules = if rights.reaches_everywhere() {
-            of_cluster(options, file, rights)
-        } else {
-            Vec::new()
+        let cluster_rules = match rights {
+            Rights::ClusterBackup | Rights::ClusterRestore => of_cluster(options, file, rights),
+            // A volume that kept its data is found and given back to its claim.
+            Rights::NamespaceRestore => {
+                vec![rule(&[""], &["persistentvolumes"], &["get", "list", "patch"])]
+            }
+            Rights::NamespaceBackup => Vec::new(),
         };
         let rules: Vec<PolicyRule> = everywhere().into_iter().chain(cluster_rules).collect();
         all.extend(bound_in_cluster(

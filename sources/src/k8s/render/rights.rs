@@ -132,7 +132,13 @@ fn of_namespaces(options: &Options, file: &SettingsFile, rights: Rights) -> Vec<
     if file.reads_secrets {
         rules.push(rule(&[""], &["secrets"], verbs));
     }
-    rules.push(rule(&[""], &["namespaces"], &["get"]));
+    // Its labels and annotations come back with it.
+    let of_itself: &[&str] = if rights.restores() {
+        &["get", "update", "patch"]
+    } else {
+        &["get"]
+    };
+    rules.push(rule(&[""], &["namespaces"], of_itself));
     if rights.restores() {
         // That a CronJob missed nothing while it was suspended.
         rules.push(rule(&["batch"], &["cronjobs/status"], &["patch"]));

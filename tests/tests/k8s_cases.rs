@@ -1445,3 +1445,36 @@ fn services_of_this_cluster_keep_the_addresses_and_ports_that_it_chose() {
     home.bk(&["restore", "--yes"]).ended(0);
     assert_eq!([spec("ports"), spec("balanced")], before);
 }
+
+#[test]
+fn a_mark_of_one_object_keeps_that_one_from_being_backed_up_and_no_other() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let owed = json!({ "id": "1", "archive": "a", "selected": [{ "group": "marked", "unit": "ConfigMap/half" }, { "group": "marked", "unit": "ConfigMap/absent" }] });
+    cluster.namespace(
+        "marked",
+        &list(&[
+            config_map("half", json!({})),
+            config_map("whole", json!({})),
+            config_map("bk-unfinished-restore", json!({ "mark": owed.to_string() })),
+        ]),
+    );
+    let home = home(cluster, &["marked"], "");
+    let said = home.bk(&["backup"]).ended(3);
+    for name in ["marked/ConfigMap/half", "marked/ConfigMap/absent"] {
+        assert!(said.stderr.contains(name), "{}", said.stderr);
+    }
+    home.bk(&["extract", "--allow-partial", "--into", "x"]);
+    let is_kept = |name: &str| {
+        let path = format!("x/k8s/namespaces/marked/configmap/{name}.yaml");
+        home.path(&path).exists()
+    };
+    assert_eq!((is_kept("half"), is_kept("whole")), (false, true));
+    // A namespace that is not there keeps nobody from forgetting.
+    let wider = cluster.home("namespaces = [\"never-made\", \"marked\"]");
+    wider
+        .bk(&["restore", "--forget-unfinished", "k8s"])
+        .ended(0);
+    home.bk(&["backup"]).ended(0);
+}

@@ -172,6 +172,15 @@ impl Closure {
         }
     }
 
+    /// Whether something names an object, which may not be there.
+    pub fn names(&self, unit: &str) -> bool {
+        unit.split_once('/').is_some_and(|(kind, name)| {
+            let kind = kind.split('.').next().unwrap_or_default();
+            let named = (kind.to_owned(), name.to_owned());
+            self.wanted.contains_key(&named)
+        })
+    }
+
     fn is_here<'n>(&self, namespace: Option<&'n str>) -> Option<&'n str> {
         namespace.filter(|namespace| self.namespaces.contains(*namespace))
     }

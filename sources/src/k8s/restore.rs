@@ -35,6 +35,8 @@ const AT_ONCE: usize = 8;
 const BATCH: usize = 64;
 /// How often what failed is tried again, as long as anything more succeeds.
 const PASSES: usize = 5;
+/// Units of no namespace that a mark names one by one.
+const UNITS_MARKED: usize = 2000;
 /// How long a definition may take to be served, and a namespace to be active.
 const DEFINITION: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -50,9 +52,8 @@ pub async fn restore(
 ) -> Result<Tally> {
     let api = Api::connect(cx, &source.settings).await?;
     if how.forget_unfinished {
-        for namespace in source.namespaces(&api).await? {
-            mark::remove(&api, &namespace).await?;
-        }
+        let (namespaces, _) = source.namespaces_there(&api).await?;
+        mark::forget(&api, &namespaces).await?;
         return Ok(Tally::default());
     }
     input.facts().refuse_newer_layout("the objects", LAYOUT)?;
@@ -127,6 +128,24 @@ impl Item {
     }
 }
 
+/// What of an archive belongs to no namespace and is selected: unit by unit, so that only they are not backed up while they may be half restored; the
+/// group where they are too many for a mark.
+fn cluster_units(input: &Input) -> Vec<Selected> {
+    let of_cluster = |unit: Option<String>| Selected {
+        group: CLUSTER.into(),
+        unit,
+    };
+    let units = input.units(Stage::Schema);
+    let units: Vec<Selected> = units
+        .filter(|unit| unit.group == CLUSTER && !unit.name.is_empty())
+        .map(|unit| of_cluster(Some(unit.name)))
+        .collect();
+    if units.len() > UNITS_MARKED {
+        return vec![of_cluster(None)];
+    }
+    units
+}
+
 /// An object that waits for its owners.
 struct Unlinked {
     name: String,
@@ -157,6 +176,10 @@ struct Restoring<'a> {
     entered: BTreeSet<String>,
     /// Whether what belongs to no namespace is among what is written.
     of_cluster: bool,
+    /// Whether that has its mark.
+    cluster_marked: bool,
+    /// What of it the archive has: what its mark names.
+    cluster_units: Vec<Selected>,
     /// Objects of the target that runs of `bk` itself use: namespace, kind and name.
     own: BTreeSet<(String, String, String)>,
     /// What the archive's own selection took.
@@ -176,6 +199,8 @@ struct Restoring<'a> {
     seen: BTreeSet<(String, String, String)>,
     /// Units that did not come back, by namespace of the target.
     owed: BTreeMap<String, Vec<Selected>>,
+    /// Those of no namespace.
+    owed_of_cluster: Vec<Selected>,
     /// What was written before its owners were there.
     unlinked: Vec<Unlinked>,
     /// What failed and may succeed when more is there.
@@ -210,6 +235,8 @@ impl<'a> Restoring<'a> {
             lines: Vec::new(),
             entered: BTreeSet::new(),
             of_cluster: false,
+            cluster_marked: false,
+            cluster_units: cluster_units(input),
             own: BTreeSet::new(),
             archived: Archived::of(input.facts(), input.failed_units()),
             marked: BTreeSet::new(),
@@ -219,6 +246,7 @@ impl<'a> Restoring<'a> {
             workloads: Vec::new(),
             seen: BTreeSet::new(),
             owed: BTreeMap::new(),
+            owed_of_cluster: Vec::new(),
             unlinked: Vec::new(),
             again: Vec::new(),
             outcomes: BTreeMap::new(),
@@ -412,20 +440,14 @@ impl<'a> Restoring<'a> {
     /// The mark for what belongs to no namespace stands in that of the account. One that may not write there goes on without.
     async fn enter_cluster(&mut self) -> Result<()> {
         let namespace = self.api.own_namespace().to_owned();
-        if self.dry || self.of_cluster || self.marked.contains(&namespace) {
+        if self.dry || self.of_cluster {
             return Ok(());
         }
         self.of_cluster = true;
-        let mine = Unfinished {
-            selected: vec![Selected {
-                group: CLUSTER.into(),
-                unit: None,
-            }],
-            ..self.unfinished(&namespace)
-        };
-        match mark::set(&self.api, &namespace, &mine).await {
+        let mine = self.unfinished_of_cluster();
+        match mark::set(&self.api, &namespace, mark::Of::Cluster, &mine).await {
             Ok(()) => {
-                self.marked.insert(namespace);
+                self.cluster_marked = true;
                 Ok(())
             }
             Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => {
@@ -471,9 +493,18 @@ impl<'a> Restoring<'a> {
                 made.good(&format!("making the namespace `{namespace}`"))?;
             }
         }
-        mark::set(&self.api, namespace, &self.unfinished(namespace)).await?;
+        let mine = self.unfinished(namespace);
+        mark::set(&self.api, namespace, mark::Of::Namespace, &mine).await?;
         self.marked.insert(namespace.to_owned());
         Ok(())
+    }
+
+    fn unfinished_of_cluster(&self) -> Unfinished {
+        Unfinished {
+            id: self.how.id.clone(),
+            archive: self.how.archive.clone(),
+            selected: self.cluster_units.clone(),
+        }
     }
 
     fn unfinished(&self, namespace: &str) -> Unfinished {
@@ -591,14 +622,17 @@ impl<'a> Restoring<'a> {
     fn fail(&mut self, item: &Item, why: &str) {
         self.tally.failed.push(format!("`{}`: {why}", item.name()));
         let unit = Some(item.unit.1.clone()).filter(|name| !name.is_empty());
-        let own = self.api.own_namespace().to_owned();
-        let (namespace, group) = match &item.namespace {
-            Some(namespace) => (namespace.clone(), namespace.clone()),
-            None => (own, CLUSTER.to_owned()),
-        };
         if item.beside.kind != "Namespace" {
-            let selected = Selected { group, unit };
-            self.owed.entry(namespace).or_default().push(selected);
+            let namespace = item.namespace.as_deref();
+            let selected = Selected {
+                group: namespace.unwrap_or(CLUSTER).to_owned(),
+                unit,
+            };
+            let owed = match namespace {
+                Some(namespace) => self.owed.entry(namespace.to_owned()).or_default(),
+                None => &mut self.owed_of_cluster,
+            };
+            owed.push(selected);
         }
     }
 
@@ -787,7 +821,13 @@ impl<'a> Restoring<'a> {
     async fn end(&mut self) -> Result<()> {
         for namespace in std::mem::take(&mut self.marked) {
             let left = self.owed.remove(&namespace).unwrap_or_default();
-            mark::finish(&self.api, &namespace, &self.unfinished(&namespace), left).await?;
+            let mine = self.unfinished(&namespace);
+            mark::finish(&self.api, &namespace, mark::Of::Namespace, &mine, left).await?;
+        }
+        if self.cluster_marked {
+            let (own, mine) = (self.api.own_namespace(), self.unfinished_of_cluster());
+            let left = std::mem::take(&mut self.owed_of_cluster);
+            mark::finish(&self.api, own, mark::Of::Cluster, &mine, left).await?;
         }
         let words: Vec<String> = self
             .outcomes

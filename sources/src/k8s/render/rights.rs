@@ -2,6 +2,7 @@
 
 use super::settings_file::SettingsFile;
 use super::{Options, value};
+use crate::k8s::mark;
 use bk_core::error::Result;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{
@@ -239,8 +240,13 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
                 )?);
             }
         }
-        if restores && !rights.reaches_everywhere() && !reached.contains(&options.namespace) {
-            all.extend(remembering(options, (&name, component))?);
+        if !rights.reaches_everywhere() && !reached.contains(&options.namespace) {
+            let account = (name.as_str(), component);
+            all.extend(if restores {
+                remembering(options, account)?
+            } else {
+                seeing_marks(options, account)?
+            });
         }
     }
     Ok(all)
@@ -250,6 +256,15 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
 fn remembering(options: &Options, account: (&str, &str)) -> Result<[Value; 2]> {
     let verbs = ["get", "create", "update", "patch", "delete"];
     let rules = vec![rule(&[""], &["configmaps"], &verbs)];
+    bound_in_namespace(options, &options.namespace, account, rules)
+}
+
+/// What belongs to no namespace may be half restored: a backup reads the mark of that.
+fn seeing_marks(options: &Options, account: (&str, &str)) -> Result<[Value; 2]> {
+    let rules = vec![PolicyRule {
+        resource_names: Some(vec![mark::NAME.into()]),
+        ..rule(&[""], &["configmaps"], &["get"])
+    }];
     bound_in_namespace(options, &options.namespace, account, rules)
 }
 

@@ -343,6 +343,12 @@ impl K8sSnapshot {
                         ));
                         break;
                     }
+                    Err(error) if self.is_of_this_kind(&error).await => {
+                        let unit = format!("{}/*", kind.full_name());
+                        out.expect(CLUSTER, &unit).await?;
+                        out.fail(CLUSTER, &unit, &error).await?;
+                        break;
+                    }
                     Err(error) => return Err(error),
                 };
                 for object in page {
@@ -438,7 +444,7 @@ impl K8sSnapshot {
         Ok(())
     }
 
-    /// What is wrong with one list fails that kind in that namespace, and the others go on. A server that answers nothing else either ends the run.
+    /// What is wrong with one list fails that kind in that group, and the others go on. A server that answers nothing else either ends the run.
     async fn is_of_this_kind(&self, error: &Error) -> bool {
         match error.kind {
             ErrorKind::Cancelled | ErrorKind::Auth | ErrorKind::Settings | ErrorKind::Bug => false,

@@ -5,7 +5,7 @@ use crate::k8s::backup::Pages;
 use crate::k8s::connection::Api;
 use crate::k8s::object::{self, items, text};
 use crate::percent::encoded;
-use bk_core::error::Result;
+use bk_core::error::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -218,11 +218,14 @@ impl Kinds {
             } else {
                 format!("/apis/{group}/{version}")
             };
-            let answer = api.ask(&path).await?;
-            if answer.status != 200 {
-                self.stale.push(format!("{version}.{group}"));
-                continue;
-            }
+            let answer = match api.ask(&path).await {
+                Ok(answer) if answer.status == 200 => answer,
+                Err(error) if !is_of_one_group(api, &error).await => return Err(error),
+                Ok(_) | Err(_) => {
+                    self.stale.push(format!("{version}.{group}"));
+                    continue;
+                }
+            };
             let resources = answer.body.get("resources").and_then(Value::as_array);
             for resource in resources.into_iter().flatten() {
                 let (Some(kind), Some(plural)) =
@@ -327,6 +330,14 @@ impl Kinds {
                 format!("the extension `{name}` does not answer: its objects cannot be read")
             })
             .collect()
+    }
+}
+
+/// Whether what went wrong is the matter of one group, and the server answers all else.
+async fn is_of_one_group(api: &Api, error: &Error) -> bool {
+    match error.kind {
+        ErrorKind::Cancelled | ErrorKind::Auth | ErrorKind::Settings | ErrorKind::Bug => false,
+        _ => api.get("/version").await.is_ok(),
     }
 }
 

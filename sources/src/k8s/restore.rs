@@ -201,6 +201,8 @@ struct Restoring<'a> {
     owed: BTreeMap<String, Vec<Selected>>,
     /// Those of no namespace.
     owed_of_cluster: Vec<Selected>,
+    /// Definitions of extensions that were dealt with.
+    definitions: Vec<String>,
     /// What was written before its owners were there.
     unlinked: Vec<Unlinked>,
     /// What failed and may succeed when more is there.
@@ -247,6 +249,7 @@ impl<'a> Restoring<'a> {
             seen: BTreeSet::new(),
             owed: BTreeMap::new(),
             owed_of_cluster: Vec::new(),
+            definitions: Vec::new(),
             unlinked: Vec::new(),
             again: Vec::new(),
             outcomes: BTreeMap::new(),
@@ -382,15 +385,14 @@ impl<'a> Restoring<'a> {
             return Ok(());
         };
         self.cx.check_cancelled()?;
-        let definitions: Vec<String> = items
+        let definitions = items
             .iter()
-            .filter(|item| item.beside.kind == "CustomResourceDefinition")
-            .map(|item| item.beside.name.clone())
-            .collect();
+            .filter(|item| item.beside.kind == "CustomResourceDefinition");
+        let names = definitions.map(|item| item.beside.name.clone());
+        self.definitions.extend(names);
         self.apply_all(items).await?;
         if tier == tiers::DEFINITIONS && next != Some(tier) && !self.dry {
-            self.wait_for_definitions(&definitions).await?;
-            self.kinds = Kinds::discover(&self.api).await?;
+            self.wait_for_definitions().await?;
         }
         Ok(())
     }
@@ -645,6 +647,10 @@ impl<'a> Restoring<'a> {
                 return Ok(());
             }
             let mut items: Vec<Item> = waiting.into_iter().map(|(item, _)| item).collect();
+            if !self.dry && items.iter().any(|item| item.kind.is_none()) {
+                // What makes it known may have come with this restore.
+                self.kinds = Kinds::discover(&self.api).await?;
+            }
             for item in &mut items {
                 item.kind = self
                     .kinds
@@ -703,9 +709,11 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    async fn wait_for_definitions(&self, names: &[String]) -> Result<()> {
+    /// Until the definitions are served, and the server's list of kinds, which lags behind, has them.
+    async fn wait_for_definitions(&mut self) -> Result<()> {
         let began = Instant::now();
-        for name in names {
+        let mut awaited: Vec<(String, String)> = Vec::new();
+        for name in std::mem::take(&mut self.definitions) {
             let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
             loop {
                 let Some(definition) = self.api.find(&path).await? else {
@@ -714,13 +722,26 @@ impl<'a> Restoring<'a> {
                 let is_served = ["Established", "NamesAccepted"]
                     .iter()
                     .all(|word| object::holds(&definition, word));
-                if is_served || began.elapsed() > DEFINITION {
+                if is_served {
+                    awaited.extend(object::served_by(&definition));
+                    break;
+                }
+                if began.elapsed() > DEFINITION {
                     break;
                 }
                 self.cx.pause(LOOK_AGAIN).await?;
             }
         }
-        Ok(())
+        loop {
+            self.kinds = Kinds::discover(&self.api).await?;
+            let is_known = |(version, kind): &(String, String)| {
+                self.kinds.in_version(version, kind).is_some()
+            };
+            if awaited.iter().all(is_known) || began.elapsed() > DEFINITION {
+                return Ok(());
+            }
+            self.cx.pause(LOOK_AGAIN).await?;
+        }
     }
 
     /// `--existing replace` deletes nothing by itself: what is there besides is named. A group is whole when all that the archive has of it is selected,

@@ -438,6 +438,7 @@ impl Source for K8s {
         let kinds = Kinds::discover(&api).await?;
         let taken = self.kinds(&kinds)?;
         let mut warnings: Vec<String> = kinds.unanswered(&self.wanted);
+        warnings.extend(kinds.notes(&self.wanted, &taken));
         if server.identity.is_empty() {
             warnings.push("the account may not read the namespace kube-system: which cluster this is stays unknown".into());
         }

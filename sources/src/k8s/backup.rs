@@ -142,7 +142,8 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
             .collect(),
     };
     let takes_cluster = source.settings.cluster != Cluster::None;
-    let mut warnings: Vec<String> = unread.filter(|_| takes_cluster).into_iter().collect();
+    let mut warnings = all.notes(&source.wanted, &taken);
+    warnings.extend(unread.filter(|_| takes_cluster));
     if source.settings.secrets == Secrets::Include {
         warnings.push(
             "Secrets are kept with their values, readable by whoever reads the archive".into(),
@@ -295,7 +296,9 @@ impl K8sSnapshot {
     /// Single units of a group that marks name and that are selected.
     fn units_marked(&self, group: &str) -> BTreeSet<String> {
         let of_it = self.marks.iter().flat_map(|mark| &mark.selected);
-        let units = of_it.filter(|s| s.group == group).filter_map(|s| s.unit.clone());
+        let units = of_it
+            .filter(|s| s.group == group)
+            .filter_map(|s| s.unit.clone());
         units
             .filter(|unit| {
                 let kind = unit.split('/').next().unwrap_or_default();

@@ -59,7 +59,9 @@ async fn keyed(api: &Api, namespace: &str) -> Result<Vec<(String, Unfinished)>> 
     };
     let mut marks = Vec::new();
     for (key, text) in map["data"].as_object().into_iter().flatten() {
-        let mark = text.as_str().and_then(|text| serde_json::from_str(text).ok());
+        let mark = text
+            .as_str()
+            .and_then(|text| serde_json::from_str(text).ok());
         let mark: Unfinished = mark.ok_or_else(|| {
             Error::new(
                 ErrorKind::Conflict,
@@ -185,11 +187,7 @@ async fn change(api: &Api, namespace: &str, data: &Map<String, Value>) -> Result
 }
 
 /// Takes keys away, and with the last one the map.
-async fn take_away(
-    api: &Api,
-    namespace: &str,
-    goes: &(dyn Fn(&str) -> bool + Sync),
-) -> Result<()> {
+async fn take_away(api: &Api, namespace: &str, goes: &(dyn Fn(&str) -> bool + Sync)) -> Result<()> {
     for _ in 0..CROSSED {
         let Some(map) = api.find(&path_of(namespace)).await? else {
             return Ok(());
@@ -206,8 +204,10 @@ async fn take_away(
         } else if gone.is_empty() {
             return Ok(());
         } else {
-            let data: Map<String, Value> =
-                gone.into_iter().map(|key| (key.clone(), Value::Null)).collect();
+            let data: Map<String, Value> = gone
+                .into_iter()
+                .map(|key| (key.clone(), Value::Null))
+                .collect();
             let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
             let path = path_of(namespace);
             api.insist(&Method::PATCH, &path, &patch).await?

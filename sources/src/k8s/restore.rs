@@ -734,9 +734,8 @@ impl<'a> Restoring<'a> {
         }
         loop {
             self.kinds = Kinds::discover(&self.api).await?;
-            let is_known = |(version, kind): &(String, String)| {
-                self.kinds.in_version(version, kind).is_some()
-            };
+            let is_known =
+                |(version, kind): &(String, String)| self.kinds.in_version(version, kind).is_some();
             if awaited.iter().all(is_known) || began.elapsed() > DEFINITION {
                 return Ok(());
             }
@@ -786,8 +785,7 @@ impl<'a> Restoring<'a> {
                     };
                     for object in page.iter().filter(|o| skip::object(kind, o).is_none()) {
                         let unit = kind.unit(object::name(object));
-                        let is_selected =
-                            self.how.selection.takes(&self.instance, &group, &unit);
+                        let is_selected = self.how.selection.takes(&self.instance, &group, &unit);
                         let is_left_out = !is_selected
                             || self.source.wanted.excludes(&namespace, &unit)
                             || !self.archived.takes(&group, kind, &unit);

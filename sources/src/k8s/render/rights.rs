@@ -208,7 +208,11 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
             Rights::ClusterBackup | Rights::ClusterRestore => of_cluster(options, file, rights),
             // A volume that kept its data is found and given back to its claim.
             Rights::NamespaceRestore => {
-                vec![rule(&[""], &["persistentvolumes"], &["get", "list", "patch"])]
+                vec![rule(
+                    &[""],
+                    &["persistentvolumes"],
+                    &["get", "list", "patch"],
+                )]
             }
             Rights::NamespaceBackup => Vec::new(),
         };

@@ -137,8 +137,7 @@ fn is_shared(kind: &Kind) -> bool {
 
 /// Whether it gives rights in its namespace.
 fn gives_rights(kind: &Kind) -> bool {
-    kind.group == "rbac.authorization.k8s.io"
-        && matches!(kind.full_name(), "Role" | "RoleBinding")
+    kind.group == "rbac.authorization.k8s.io" && matches!(kind.full_name(), "Role" | "RoleBinding")
 }
 
 /// Whether the very object was asked for.

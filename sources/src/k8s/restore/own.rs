@@ -38,8 +38,9 @@ fn find(value: &Value, found: &mut Vec<(&'static str, String)>) {
                     "secret" => text(value, &["secretName"])
                         .or_else(|| text(value, &["name"]))
                         .map(|name| ("Secret", name)),
-                    "persistentVolumeClaim" => text(value, &["claimName"])
-                        .map(|name| ("PersistentVolumeClaim", name)),
+                    "persistentVolumeClaim" => {
+                        text(value, &["claimName"]).map(|name| ("PersistentVolumeClaim", name))
+                    }
                     "secretKeyRef" | "secretRef" => {
                         text(value, &["name"]).map(|name| ("Secret", name))
                     }

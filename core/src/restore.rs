@@ -20,7 +20,7 @@ use crate::hooks;
 use crate::plan::{RestorePlan, Target};
 use crate::report::{Cause, Class, RestoreReport, RestoredReport};
 use crate::selector::{Selection, parse_into};
-use crate::source::{Existing, Preview, RestoreOptions, Tally};
+use crate::source::{Existing, Health, Preview, RestoreOptions, Tally};
 use input::{Delivered, Input, UnitCount};
 use jiff::tz::TimeZone;
 use select::Selected;
@@ -322,18 +322,11 @@ async fn prepare_archive<'a>(
             ))
             .hint(format!("map it with --as {}=NAME", instance.name)));
         }
-        let waits_for = |name: &String| selected.has_instance(name);
-        let health = match source.source.check(&cx.for_instance(name)).await {
-            Err(error)
-                if error.kind == ErrorKind::Unreachable && source.after.iter().any(waits_for) =>
-            {
-                waves::not_there_yet(&error)
-            }
-            other => other.map_err(|e| e.within(format!("the target `{name}`")))?,
-        };
+        let (health, answers) = health_of(cx, name, source, &selected).await?;
         warnings.extend(health.warnings.iter().map(|w| format!("`{name}`: {w}")));
         let at_home = !health.identity.is_empty() && health.identity == instance.identity;
-        if request.standby {
+        // One that does not answer yet is asked who it is when it does, before anything is written to it.
+        if request.standby && (answers || instance.identity.is_empty()) {
             standby::refuse_home(
                 name,
                 &health,
@@ -382,6 +375,25 @@ async fn prepare_archive<'a>(
         request,
         warnings,
     })
+}
+
+/// How a target is, and whether it answers: one that lives in what is restored before it need not yet.
+async fn health_of(
+    cx: &Context,
+    name: &str,
+    source: &SourceInstance,
+    selected: &Selected,
+) -> Result<(Health, bool)> {
+    let waits_for = |name: &String| selected.has_instance(name);
+    match source.source.check(&cx.for_instance(name)).await {
+        Err(error)
+            if error.kind == ErrorKind::Unreachable && source.after.iter().any(waits_for) =>
+        {
+            Ok((waves::not_there_yet(&error), false))
+        }
+        Ok(health) => Ok((health, true)),
+        Err(error) => Err(error.within(format!("the target `{name}`"))),
+    }
 }
 
 fn is_partial(archive: &str) -> Error {

@@ -248,6 +248,14 @@ impl Wanted {
             .is_none_or(|kinds| kinds.is_match(&kind.kind) || kinds.is_match(kind.full_name()))
     }
 
+    /// The same for one of which only the full name is known, `Certificate.cert-manager.io`.
+    pub(crate) fn takes_kind_named(&self, full_name: &str) -> bool {
+        let kind = full_name.split('.').next().unwrap_or_default();
+        self.kinds
+            .as_ref()
+            .is_none_or(|kinds| kinds.is_match(kind) || kinds.is_match(full_name))
+    }
+
     /// Whether anything of a group may be taken of which nothing is known, since it does not answer.
     pub(crate) fn may_take_group(&self, group: &str) -> bool {
         let any = format!("x.{group}");
@@ -304,21 +312,35 @@ impl K8s {
 
     /// Namespaces that are taken, sorted. One that is named and not there is an error.
     pub(crate) async fn namespaces(&self, api: &Api) -> Result<Vec<String>> {
+        let (found, missing) = self.namespaces_there(api).await?;
+        if let Some(name) = missing.first() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no namespace `{name}`"),
+            )
+            .hint("mend `namespaces`, or make it"));
+        }
+        if found.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "no namespace is selected")
+                .hint("mend `namespaces`"));
+        }
+        Ok(found)
+    }
+
+    /// Those of them that are there, and those that are named and are not.
+    pub(crate) async fn namespaces_there(&self, api: &Api) -> Result<(Vec<String>, Vec<String>)> {
         let named = self.settings.namespaces.as_deref().unwrap_or_default();
         let is_literal = |name: &&String| !name.contains(['*', '?', '[', '{']);
-        let mut found = Vec::new();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
         let literal: Vec<&String> = named.iter().filter(is_literal).collect();
         for name in &literal {
             // An account of one namespace may read that one, and list none.
             let path = format!("/api/v1/namespaces/{name}");
-            if api.find(&path).await?.is_none() {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("there is no namespace `{name}`"),
-                )
-                .hint("mend `namespaces`, or make it"));
-            }
-            found.push((*name).clone());
+            let list = match api.find(&path).await? {
+                Some(_) => &mut found,
+                None => &mut missing,
+            };
+            list.push((*name).clone());
         }
         if literal.len() < named.len() || named.is_empty() {
             let list = api.get("/api/v1/namespaces").await?;
@@ -331,11 +353,7 @@ impl K8s {
         }
         found.sort();
         found.dedup();
-        if found.is_empty() {
-            return Err(Error::new(ErrorKind::NotFound, "no namespace is selected")
-                .hint("mend `namespaces`"));
-        }
-        Ok(found)
+        Ok((found, missing))
     }
 
     /// Whether the selector fits anything of the namespaces. One that the server does not understand is a setting to mend.
@@ -420,6 +438,7 @@ impl Source for K8s {
         let kinds = Kinds::discover(&api).await?;
         let taken = self.kinds(&kinds)?;
         let mut warnings: Vec<String> = kinds.unanswered(&self.wanted);
+        warnings.extend(kinds.notes(&self.wanted, &taken));
         if server.identity.is_empty() {
             warnings.push("the account may not read the namespace kube-system: which cluster this is stays unknown".into());
         }
@@ -454,7 +473,8 @@ impl Source for K8s {
         if self.settings.secrets == Secrets::Include {
             warnings.push("Secrets are kept with their values, and archives are not encrypted: whoever reads one reads them".into());
         }
-        let marks = mark::read(&api, &namespaces).await?;
+        let (marks, unread) = mark::read(&api, &namespaces).await?;
+        warnings.extend(unread.filter(|_| self.settings.cluster != Cluster::None));
         if !marks.is_empty() {
             warnings.push(bk_core::unfinished::refusal(&marks, &cx.instance).what);
         }

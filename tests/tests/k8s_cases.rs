@@ -1391,3 +1391,90 @@ fn images_and_storage_classes_get_the_names_that_they_have_here() {
         "docker.io/web:1"
     );
 }
+
+#[test]
+fn what_nobody_selected_is_not_deleted_though_all_that_the_archive_has_of_it_was() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s" }, "stringData": { "a": "b" } });
+    cluster.namespace("chosen", &list(&[config_map("c", json!({}))]));
+    cluster.namespace("chosen-too", &list(std::slice::from_ref(&secret)));
+    let home = home(cluster, &["chosen", "chosen-too"], "");
+    home.bk(&["backup"]).ended(0);
+    cluster.create("chosen", &list(&[secret]));
+    for narrow in [
+        ["--exclude", "k8s/*/Secret/*"],
+        ["--only", "k8s/chosen/ConfigMap/*"],
+    ] {
+        cluster.create("chosen", &list(&[config_map("later", json!({}))]));
+        let prune = [
+            "restore",
+            "--yes",
+            "--existing",
+            "replace",
+            "--prune-objects",
+        ];
+        let said = home.bk(&[&prune[..], &narrow[..]].concat()).ended(0);
+        let is_there = |kind: &str, name: &str| cluster.object("chosen", kind, name).is_some();
+        assert!(is_there("secret", "s"), "{narrow:?}: {}", said.stderr);
+        assert!(!is_there("configmap", "later"), "{narrow:?}");
+    }
+}
+
+#[test]
+fn services_of_this_cluster_keep_the_addresses_and_ports_that_it_chose() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let service = |name: &str, spec: Value| json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
+    cluster.namespace(
+        "addressed",
+        &list(&[
+            service("ports", json!({ "type": "NodePort", "ports": [{ "name": "a", "port": 80 }, { "name": "b", "port": 81 }] })),
+            service("balanced", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{ "port": 80 }] })),
+        ]),
+    );
+    let spec = |name: &str| cluster.object("addressed", "service", name).unwrap()["spec"].clone();
+    let before = [spec("ports"), spec("balanced")];
+    let home = home(cluster, &["addressed"], "");
+    home.bk(&["backup"]).ended(0);
+    for name in ["ports", "balanced"] {
+        cluster.kubectl(&["-n", "addressed", "delete", "service", name], "");
+    }
+    home.bk(&["restore", "--yes"]).ended(0);
+    assert_eq!([spec("ports"), spec("balanced")], before);
+}
+
+#[test]
+fn a_mark_of_one_object_keeps_that_one_from_being_backed_up_and_no_other() {
+    let Some(cluster) = Kubernetes::shared() else {
+        return;
+    };
+    let owed = json!({ "id": "1", "archive": "a", "selected": [{ "group": "marked", "unit": "ConfigMap/half" }, { "group": "marked", "unit": "ConfigMap/absent" }] });
+    cluster.namespace(
+        "marked",
+        &list(&[
+            config_map("half", json!({})),
+            config_map("whole", json!({})),
+            config_map("bk-unfinished-restore", json!({ "mark": owed.to_string() })),
+        ]),
+    );
+    let home = home(cluster, &["marked"], "");
+    let said = home.bk(&["backup"]).ended(3);
+    for name in ["marked/ConfigMap/half", "marked/ConfigMap/absent"] {
+        assert!(said.stderr.contains(name), "{}", said.stderr);
+    }
+    home.bk(&["extract", "--allow-partial", "--into", "x"]);
+    let is_kept = |name: &str| {
+        let path = format!("x/k8s/namespaces/marked/configmap/{name}.yaml");
+        home.path(&path).exists()
+    };
+    assert_eq!((is_kept("half"), is_kept("whole")), (false, true));
+    // A namespace that is not there keeps nobody from forgetting.
+    let wider = cluster.home("namespaces = [\"never-made\", \"marked\"]");
+    wider
+        .bk(&["restore", "--forget-unfinished", "k8s"])
+        .ended(0);
+    home.bk(&["backup"]).ended(0);
+}

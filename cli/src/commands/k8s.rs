@@ -59,17 +59,18 @@ async fn resume(
     let mut any = false;
     for source in config.sources.iter().filter(wanted) {
         any = true;
-        let released = source
-            .source
-            .release(&cx.for_instance(&source.name), how)
-            .await?;
-        report.released.extend(released.done);
-        report.causes.extend(
-            released
-                .held
-                .into_iter()
-                .map(|what| Cause::partial(&source.name, what)),
-        );
+        let cx = cx.for_instance(&source.name);
+        match source.source.release(&cx, how).await {
+            Ok(released) => {
+                report.released.extend(released.done);
+                let held = released.held.into_iter();
+                report
+                    .causes
+                    .extend(held.map(|what| Cause::partial(&source.name, what)));
+            }
+            // Another cluster's are not left stopped for that.
+            Err(error) => report.causes.push(Cause::new(&source.name, &error)),
+        }
     }
     if !any {
         let what = name.map_or_else(

@@ -181,6 +181,11 @@ impl Input {
         &self.facts
     }
 
+    /// The instance as the archive names it, and so the selectors of `RestoreOptions::selection`.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// Units of this stage with the counts of the backup.
     pub fn units(&self, stage: Stage) -> impl Iterator<Item = UnitCount> {
         self.counts.of_stage(Some(stage))

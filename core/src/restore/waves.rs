@@ -9,6 +9,7 @@ use crate::report::{Cause, RestoreReport, RestoredReport};
 use crate::restore::standby;
 use crate::source::{Health, ReleaseOptions, RestoreOptions};
 use futures::future::join_all;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer that a source before has just brought.
@@ -49,6 +50,28 @@ pub(super) fn hold(sources: &mut [Planned<'_>]) -> Vec<String> {
         }
     }
     advice
+}
+
+/// What to type so that what was held runs again. Where groups have other names than the settings know, all are named.
+fn resume(name: &str, options: &RestoreOptions) -> String {
+    let mut command = format!("bk k8s resume {name}");
+    if options.into_group.is_empty() {
+        return command;
+    }
+    let groups: BTreeSet<&str> = options
+        .selected
+        .iter()
+        .map(|selected| {
+            let mut renamed = options.into_group.iter();
+            let to = renamed.find(|(from, _)| *from == selected.group);
+            to.map_or(selected.group.as_str(), |(_, to)| to.as_str())
+        })
+        .collect();
+    for group in groups {
+        command.push_str(" --namespace ");
+        command.push_str(group);
+    }
+    command
 }
 
 impl Prepared<'_> {
@@ -146,11 +169,12 @@ impl Prepared<'_> {
             catch_up: self.request.catch_up,
             groups: Vec::new(),
         };
-        for (_, source, _) in sources.iter().filter(|(_, _, options)| options.hold) {
+        for (_, source, options) in sources.iter().filter(|(_, _, options)| options.hold) {
             let name = &source.name;
+            let command = resume(name, options);
             if !whole {
                 report.warnings.push(format!(
-                    "workloads of `{name}` stay stopped, since not everything came back; repeat the restore, or let them run as they are: bk k8s resume {name}"
+                    "workloads of `{name}` stay stopped, since not everything came back; repeat the restore, or let them run as they are: {command}"
                 ));
                 continue;
             }
@@ -159,13 +183,12 @@ impl Prepared<'_> {
                     report.released.extend(released.done);
                     report.causes.extend(released.held.into_iter().map(|what| {
                         let mut cause = Cause::partial(name, what);
-                        cause.hint = Some(format!("bk k8s resume {name}"));
+                        cause.hint = Some(command.clone());
                         cause
                     }));
                 }
                 Err(error) => {
-                    let hint = format!("bk k8s resume {name}");
-                    let error = error.within("workloads are still stopped").hint(hint);
+                    let error = error.within("workloads are still stopped").hint(command);
                     report.causes.push(Cause::new(name, &error));
                 }
             }

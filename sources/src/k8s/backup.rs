@@ -99,12 +99,16 @@ pub struct K8sSnapshot {
     kinds: Vec<Kind>,
     cluster_kinds: Vec<Kind>,
     stale: Vec<String>,
+    /// All that did not answer, whether it is missed or not: of their objects a restore knows nothing.
+    unanswered: Vec<String>,
     namespaces: Vec<String>,
     selector: Option<String>,
     secrets: Secrets,
     cluster: Cluster,
     wanted: Wanted,
     marks: Vec<Unfinished>,
+    /// Group and unit of what failed since a mark names it.
+    owed: BTreeSet<(String, String)>,
     at: PointInTime,
     instance: String,
     selection: Value,
@@ -127,7 +131,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
     if !source.selector_fits(&api, &namespaces, &taken).await? {
         return Err(source.selector_fits_nothing());
     }
-    let marks = mark::read(&api, &namespaces).await?;
+    let (marks, unread) = mark::read(&api, &namespaces).await?;
     let cluster_kinds = match source.settings.cluster {
         Cluster::None => Vec::new(),
         Cluster::Closure => closure::kinds(&all),
@@ -137,7 +141,9 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
             .filter(|k| !k.namespaced && k.kind != "Namespace")
             .collect(),
     };
-    let mut warnings = Vec::new();
+    let takes_cluster = source.settings.cluster != Cluster::None;
+    let mut warnings = all.notes(&source.wanted, &taken);
+    warnings.extend(unread.filter(|_| takes_cluster));
     if source.settings.secrets == Secrets::Include {
         warnings.push(
             "Secrets are kept with their values, readable by whoever reads the archive".into(),
@@ -151,6 +157,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
     kinds.sort_by_key(|kind| (tiers::of(kind), kind.full_name().to_owned()));
     Ok(K8sSnapshot {
         stale: all.unanswered(&source.wanted),
+        unanswered: all.stale.clone(),
         cluster_kinds: cluster_kinds.into_iter().cloned().collect(),
         kinds,
         api,
@@ -161,6 +168,7 @@ pub async fn begin(source: &K8s, cx: &Context) -> Result<K8sSnapshot> {
         cluster: source.settings.cluster,
         wanted: source.wanted.clone(),
         marks,
+        owed: BTreeSet::new(),
         at: PointInTime {
             instant: cx.clock.now(),
             consistency: "none".into(),
@@ -207,7 +215,7 @@ impl Snapshot for K8sSnapshot {
         }
         // One lane: objects come back in the order in which they stand here.
         let mut lane = out.lane("objects").await?;
-        let cluster = self.cluster_objects(&mut closure).await?;
+        let cluster = self.cluster_objects(out, &mut closure).await?;
         for tier in 0..tiers::TIERS {
             cx.check_cancelled()?;
             for (kind, object, why) in cluster.iter().filter(|(kind, ..)| tiers::of(kind) == tier) {
@@ -247,7 +255,7 @@ impl Snapshot for K8sSnapshot {
         Ok(Facts {
             layout: LAYOUT,
             selection: self.selection,
-            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces, "helm": self.newest_revisions }),
+            more: json!({ "cluster": self.server.identity, "version": self.server.version, "namespaces": self.namespaces, "helm": self.newest_revisions, "unanswered": self.unanswered }),
             notes,
             warnings: self.warnings,
         })
@@ -255,20 +263,53 @@ impl Snapshot for K8sSnapshot {
 }
 
 impl K8sSnapshot {
-    /// Namespaces that may be half restored fail by name. The others are returned.
-    async fn refuse_marked(&self, out: &Output) -> Result<Vec<String>> {
+    /// What may be half restored fails by name: whole namespaces, and single units, whether they are there or not. Namespaces that are read are returned.
+    async fn refuse_marked(&mut self, out: &Output) -> Result<Vec<String>> {
         let mut readable = Vec::new();
-        for namespace in &self.namespaces {
-            let is_marked = |mark: &Unfinished| mark.selected.iter().any(|s| s.group == *namespace);
-            if self.marks.iter().any(is_marked) {
-                out.expect(namespace, "").await?;
-                let why = refusal(&self.marks, &self.instance);
-                out.fail(namespace, "", &why).await?;
-            } else {
-                readable.push(namespace.clone());
+        for namespace in self.namespaces.clone() {
+            if self.refuse(out, &namespace, "").await? {
+                continue;
             }
+            for unit in self.units_marked(&namespace) {
+                self.refuse(out, &namespace, &unit).await?;
+            }
+            readable.push(namespace);
         }
         Ok(readable)
+    }
+
+    /// Fails a unit that a mark names, or the group (unit ""). Whether one does.
+    async fn refuse(&mut self, out: &Output, group: &str, unit: &str) -> Result<bool> {
+        let covers = |mark: &&Unfinished| mark.covers(group, unit);
+        let covering: Vec<Unfinished> = self.marks.iter().filter(covers).cloned().collect();
+        if covering.is_empty() {
+            return Ok(false);
+        }
+        if self.owed.insert((group.to_owned(), unit.to_owned())) {
+            out.expect(group, unit).await?;
+            let why = refusal(&covering, &self.instance);
+            out.fail(group, unit, &why).await?;
+        }
+        Ok(true)
+    }
+
+    /// Single units of a group that marks name and that are selected.
+    fn units_marked(&self, group: &str) -> BTreeSet<String> {
+        let of_it = self.marks.iter().flat_map(|mark| &mark.selected);
+        let units = of_it
+            .filter(|s| s.group == group)
+            .filter_map(|s| s.unit.clone());
+        units
+            .filter(|unit| {
+                let kind = unit.split('/').next().unwrap_or_default();
+                let is_kept = self.secrets != Secrets::Omit || kind != "Secret";
+                is_kept && self.wanted.takes_kind_named(kind) && !self.wanted.excludes(group, unit)
+            })
+            .collect()
+    }
+
+    fn is_owed(&self, group: &str, unit: &str) -> bool {
+        self.owed.contains(&(group.to_owned(), unit.to_owned()))
     }
 
     /// What an extension that does not answer has is missing: the archive says so.
@@ -285,9 +326,13 @@ impl K8sSnapshot {
     /// Objects of no namespace: few, so that they may be held. What the account may not read is named once where nobody asked for it.
     async fn cluster_objects(
         &mut self,
+        out: &Output,
         closure: &mut Option<Closure>,
     ) -> Result<Vec<(Kind, Value, Option<String>)>> {
         let mut found = Vec::new();
+        if self.cluster == Cluster::None || self.refuse(out, CLUSTER, "").await? {
+            return Ok(found);
+        }
         for kind in self.cluster_kinds.clone() {
             let mut pages = Pages::of(&kind, None, None);
             loop {
@@ -299,6 +344,12 @@ impl K8sSnapshot {
                             "the account may not list {}: what the objects need of them is not in the archive",
                             kind.plural
                         ));
+                        break;
+                    }
+                    Err(error) if self.is_of_this_kind(&error).await => {
+                        let unit = format!("{}/*", kind.full_name());
+                        out.expect(CLUSTER, &unit).await?;
+                        out.fail(CLUSTER, &unit, &error).await?;
                         break;
                     }
                     Err(error) => return Err(error),
@@ -317,8 +368,17 @@ impl K8sSnapshot {
                         }
                         None => None,
                     };
-                    found.push((kind.clone(), object, why));
+                    let unit = kind.unit(object::name(&object));
+                    if !self.refuse(out, CLUSTER, &unit).await? {
+                        found.push((kind.clone(), object, why));
+                    }
                 }
+            }
+        }
+        for unit in self.units_marked(CLUSTER) {
+            // One that is there was asked about above.
+            if closure.as_ref().is_none_or(|closure| closure.names(&unit)) {
+                self.refuse(out, CLUSTER, &unit).await?;
             }
         }
         Ok(found)
@@ -371,7 +431,8 @@ impl K8sSnapshot {
                 Err(error) => return Err(error),
             };
             for object in page {
-                if !self.is_left_out(kind, namespace, &object) {
+                let unit = kind.unit(object::name(&object));
+                if !self.is_left_out(kind, namespace, &object) && !self.is_owed(namespace, &unit) {
                     self.write_object(out, lane, namespace, (kind, object, None))
                         .await?;
                 }
@@ -386,7 +447,7 @@ impl K8sSnapshot {
         Ok(())
     }
 
-    /// What is wrong with one list fails that kind in that namespace, and the others go on. A server that answers nothing else either ends the run.
+    /// What is wrong with one list fails that kind in that group, and the others go on. A server that answers nothing else either ends the run.
     async fn is_of_this_kind(&self, error: &Error) -> bool {
         match error.kind {
             ErrorKind::Cancelled | ErrorKind::Auth | ErrorKind::Settings | ErrorKind::Bug => false,

@@ -172,6 +172,15 @@ impl Closure {
         }
     }
 
+    /// Whether something names an object, which may not be there.
+    pub fn names(&self, unit: &str) -> bool {
+        unit.split_once('/').is_some_and(|(kind, name)| {
+            let kind = kind.split('.').next().unwrap_or_default();
+            let named = (kind.to_owned(), name.to_owned());
+            self.wanted.contains_key(&named)
+        })
+    }
+
     fn is_here<'n>(&self, namespace: Option<&'n str>) -> Option<&'n str> {
         namespace.filter(|namespace| self.namespaces.contains(*namespace))
     }
@@ -199,29 +208,35 @@ impl Closure {
     }
 }
 
-/// Kinds of no namespace that a closure may hold, bindings before the roles that they name.
+/// Kinds of no namespace that a closure may hold, bindings before the roles that they name. By their groups: others have kinds of the same names.
 pub fn kinds(all: &Kinds) -> Vec<&Kind> {
-    const ORDER: [&str; 14] = [
-        "VolumeSnapshotClass",
-        "ClusterIssuer",
-        "PriorityClass",
-        "RuntimeClass",
-        "StorageClass",
-        "IngressClass",
-        "GatewayClass",
-        "CustomResourceDefinition",
-        "ClusterRoleBinding",
-        "ClusterRole",
-        "PersistentVolume",
-        "APIService",
-        "ValidatingWebhookConfiguration",
-        "MutatingWebhookConfiguration",
+    const ORDER: [(&str, &str); 14] = [
+        ("snapshot.storage.k8s.io", "VolumeSnapshotClass"),
+        ("cert-manager.io", "ClusterIssuer"),
+        ("scheduling.k8s.io", "PriorityClass"),
+        ("node.k8s.io", "RuntimeClass"),
+        ("storage.k8s.io", "StorageClass"),
+        ("networking.k8s.io", "IngressClass"),
+        ("gateway.networking.k8s.io", "GatewayClass"),
+        ("apiextensions.k8s.io", "CustomResourceDefinition"),
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding"),
+        ("rbac.authorization.k8s.io", "ClusterRole"),
+        ("", "PersistentVolume"),
+        ("apiregistration.k8s.io", "APIService"),
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration",
+        ),
+        (
+            "admissionregistration.k8s.io",
+            "MutatingWebhookConfiguration",
+        ),
     ];
     ORDER
         .iter()
-        .filter_map(|name| {
+        .filter_map(|(group, name)| {
             all.iter()
-                .find(|kind| kind.kind == *name && !kind.namespaced)
+                .find(|kind| kind.group == *group && kind.kind == *name && !kind.namespaced)
         })
         .filter(|kind| kind.can_be_kept())
         .collect()

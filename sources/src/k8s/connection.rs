@@ -193,15 +193,19 @@ impl Api {
 
     /// Writes what may be written twice: again where an answer was lost, or somebody between says that it came too late.
     pub async fn insist(&self, method: &Method, path: &str, body: &Value) -> Result<Answer> {
+        let content_type = match *method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
         for _ in 0..TRIES {
-            match self.send(method, path, Some(body)).await {
+            match self.send_as(method, path, Some(body), content_type).await {
                 Ok(answer) if matches!(answer.status, 502..=504) => {}
                 Err(error) if error.kind == ErrorKind::Unreachable => {}
                 other => return other,
             }
             self.cx.pause(Duration::from_millis(200)).await?;
         }
-        self.send(method, path, Some(body)).await
+        self.send_as(method, path, Some(body), content_type).await
     }
 
     /// Changes what the patch names of an object.

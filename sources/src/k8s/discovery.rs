@@ -5,7 +5,7 @@ use crate::k8s::backup::Pages;
 use crate::k8s::connection::Api;
 use crate::k8s::object::{self, items, text};
 use crate::percent::encoded;
-use bk_core::error::Result;
+use bk_core::error::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -139,6 +139,8 @@ pub struct Kinds {
     kinds: Vec<Kind>,
     /// Versions of groups whose extension does not answer.
     pub stale: Vec<String>,
+    /// Whether the account may not list definitions, so that it is not known in which version objects of extensions are stored.
+    definitions_unread: bool,
 }
 
 impl Kinds {
@@ -218,11 +220,14 @@ impl Kinds {
             } else {
                 format!("/apis/{group}/{version}")
             };
-            let answer = api.ask(&path).await?;
-            if answer.status != 200 {
-                self.stale.push(format!("{version}.{group}"));
-                continue;
-            }
+            let answer = match api.ask(&path).await {
+                Ok(answer) if answer.status == 200 => answer,
+                Err(error) if !is_of_one_group(api, &error).await => return Err(error),
+                Ok(_) | Err(_) => {
+                    self.stale.push(format!("{version}.{group}"));
+                    continue;
+                }
+            };
             let resources = answer.body.get("resources").and_then(Value::as_array);
             for resource in resources.into_iter().flatten() {
                 let (Some(kind), Some(plural)) =
@@ -264,7 +269,16 @@ impl Kinds {
         };
         let mut pages = Pages::of(definitions, None, None);
         let mut stored: BTreeMap<(String, String), String> = BTreeMap::new();
-        while let Some(page) = pages.readable(api).await? {
+        loop {
+            let page = match pages.next(api).await {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
+                Err(error) if error.kind == ErrorKind::Denied => {
+                    self.definitions_unread = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             for definition in &page {
                 let (Some(group), Some(kind)) = (
                     text(definition, &["spec", "group"]),
@@ -314,19 +328,43 @@ impl Kinds {
             .find(|k| k.group == group && k.kind == kind)
     }
 
-    /// Extensions that do not answer, as warnings. What only measures is nobody's loss.
+    /// Extensions that do not answer and may have something that is wanted.
     pub fn unanswered(&self, wanted: &Wanted) -> Vec<String> {
-        self.stale
-            .iter()
-            .filter(|name| !name.ends_with("metrics.k8s.io"))
-            .filter(|name| {
-                let group = name.split_once('.').map_or("", |(_, group)| group);
-                wanted.may_take_group(group)
-            })
+        let missed = self.stale.iter().filter(|name| is_missed(name, wanted));
+        missed
             .map(|name| {
                 format!("the extension `{name}` does not answer: its objects cannot be read")
             })
             .collect()
+    }
+
+    /// What a person should know of these kinds although nothing fails by it: extensions that do not answer and are nobody's loss, and that objects are
+    /// read in another version than they are stored in.
+    pub fn notes(&self, wanted: &Wanted, taken: &[&Kind]) -> Vec<String> {
+        let others = self.stale.iter().filter(|name| !is_missed(name, wanted));
+        let mut notes: Vec<String> = others
+            .map(|name| format!("the extension `{name}` does not answer; nothing of it is wanted"))
+            .collect();
+        if self.definitions_unread && taken.iter().any(|kind| kind.is_extension()) {
+            notes.push(
+                "the account may not list customresourcedefinitions: objects of extensions are read in the version that the server prefers, which may not be the one that they are stored in".into(),
+            );
+        }
+        notes
+    }
+}
+
+/// Whether an extension that does not answer may have something that is wanted. What only measures is nobody's loss.
+fn is_missed(name: &str, wanted: &Wanted) -> bool {
+    let group = name.split_once('.').map_or("", |(_, group)| group);
+    !name.ends_with("metrics.k8s.io") && wanted.may_take_group(group)
+}
+
+/// Whether what went wrong is the matter of one group, and the server answers all else.
+async fn is_of_one_group(api: &Api, error: &Error) -> bool {
+    match error.kind {
+        ErrorKind::Cancelled | ErrorKind::Auth | ErrorKind::Settings | ErrorKind::Bug => false,
+        _ => api.get("/version").await.is_ok(),
     }
 }
 

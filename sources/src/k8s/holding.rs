@@ -7,7 +7,7 @@ use crate::k8s::connection::{Api, MANAGER};
 use crate::k8s::discovery::{Kind, Kinds};
 use crate::k8s::object::{self, annotation, text};
 use bk_core::context::Context;
-use bk_core::error::{ErrorKind, Result, conflict};
+use bk_core::error::{Error, ErrorKind, Result, conflict};
 use bk_core::source::{ReleaseOptions, Released};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -329,32 +329,54 @@ pub async fn release(source: &K8s, cx: &Context, how: &ReleaseOptions) -> Result
         .clone();
     namespaces.extend(how.groups.iter().cloned());
     if namespaces.is_empty() {
-        match source.namespaces(&api).await {
-            Ok(selected) => namespaces.extend(selected),
-            Err(error) if error.kind == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        // In one that is not there nothing is held.
+        namespaces.extend(source.namespaces_there(&api).await?.0);
     }
     let mut released = Released::default();
     for namespace in &namespaces {
         for kind in holdable(&kinds) {
-            // Of a kind that is not this account's nothing is held.
-            let mut pages = Pages::of(kind, Some(namespace), None);
-            let mut objects = Vec::new();
-            while let Some(page) = pages.readable(&api).await? {
-                objects.extend(page);
-            }
+            let objects = match held(&api, kind, namespace).await {
+                Ok(objects) => objects,
+                Err(error) => {
+                    let kind = kind.full_name();
+                    let what = format!("what is stopped of {kind} in `{namespace}` is not known");
+                    released.held.push(said_of(&what, error)?);
+                    continue;
+                }
+            };
             for object in objects {
-                let is_held = [REPLICAS, SUSPENDED, RESTART]
-                    .iter()
-                    .any(|key| annotation(&object, key).is_some());
-                if is_held {
-                    let_go(cx, &api, (kind, namespace), object, catch_up, &mut released).await?;
+                let full = format!("{namespace}/{}", kind.unit(object::name(&object)));
+                let gone = let_go(cx, &api, (kind, namespace), object, catch_up, &mut released);
+                if let Err(error) = gone.await {
+                    let what = format!("`{full}` is not let go as a whole");
+                    released.held.push(said_of(&what, error)?);
                 }
             }
         }
     }
     Ok(released)
+}
+
+/// What is held of a kind. Of one that is not this account's nothing is.
+async fn held(api: &Api, kind: &Kind, namespace: &str) -> Result<Vec<Value>> {
+    let mut pages = Pages::of(kind, Some(namespace), None);
+    let mut objects = Vec::new();
+    while let Some(page) = pages.readable(api).await? {
+        let is_held = |object: &Value| {
+            let mut keys = [REPLICAS, SUSPENDED, RESTART].iter();
+            keys.any(|key| annotation(object, key).is_some())
+        };
+        objects.extend(page.into_iter().filter(is_held));
+    }
+    Ok(objects)
+}
+
+/// What one object or kind refuses is said, and the others are let go; what ends the run is an error.
+fn said_of(what: &str, error: Error) -> Result<String> {
+    match error.kind {
+        ErrorKind::Cancelled | ErrorKind::Auth => Err(error),
+        _ => Ok(format!("{what}: {error}")),
+    }
 }
 
 async fn let_go(
@@ -380,21 +402,19 @@ async fn let_go(
         ));
         return Ok(());
     }
+    let mut done = Vec::new();
     if let Some(replicas) = annotation(&object, REPLICAS) {
-        released
-            .done
-            .push(format!("{full} has {replicas} replicas again"));
+        done.push(format!("{full} has {replicas} replicas again"));
     }
     if annotation(&object, SUSPENDED).is_some() {
-        released
-            .done
-            .push(format!("{full} is not suspended any more"));
+        done.push(format!("{full} is not suspended any more"));
     }
     if annotation(&object, RESTART).is_some() {
-        released.done.push(format!("{full} is restarted"));
+        done.push(format!("{full} is restarted"));
     }
     let change = |object: &Value| change_to_let_go(object, Some(&now));
     changed(api, &path, object, &change, "releasing").await?;
+    released.done.extend(done);
     own_nothing(api, &path).await
 }
 

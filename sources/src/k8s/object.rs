@@ -80,6 +80,20 @@ pub fn holds(object: &Value, word: &str) -> bool {
     condition(object, word).and_then(|c| text(c, &["status"])) == Some("True")
 }
 
+/// What a definition serves: `example.org/v1` and the kind, for each version.
+pub fn served_by(definition: &Value) -> Vec<(String, String)> {
+    let word = |keys: &[&str]| text(definition, keys).unwrap_or_default();
+    let (group, kind) = (word(&["spec", "group"]), word(&["spec", "names", "kind"]));
+    let versions = definition["spec"]["versions"].as_array();
+    versions
+        .into_iter()
+        .flatten()
+        .filter(|version| version["served"] == Value::Bool(true))
+        .filter_map(|version| text(version, &["name"]))
+        .map(|version| (format!("{group}/{version}"), kind.to_owned()))
+        .collect()
+}
+
 /// The reference to the controller that made it.
 pub fn controller(object: &Value) -> Option<&Value> {
     let owners = object.get("metadata")?.get("ownerReferences")?.as_array()?;

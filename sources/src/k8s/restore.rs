@@ -27,6 +27,7 @@ use futures::StreamExt;
 use helm::Releases;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Objects that are written side by side, and held for that.
@@ -34,6 +35,8 @@ const AT_ONCE: usize = 8;
 const BATCH: usize = 64;
 /// How often what failed is tried again, as long as anything more succeeds.
 const PASSES: usize = 5;
+/// Units of no namespace that a mark names one by one.
+const UNITS_MARKED: usize = 2000;
 /// How long a definition may take to be served, and a namespace to be active.
 const DEFINITION: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -49,9 +52,8 @@ pub async fn restore(
 ) -> Result<Tally> {
     let api = Api::connect(cx, &source.settings).await?;
     if how.forget_unfinished {
-        for namespace in source.namespaces(&api).await? {
-            mark::remove(&api, &namespace).await?;
-        }
+        let (namespaces, _) = source.namespaces_there(&api).await?;
+        mark::forget(&api, &namespaces).await?;
         return Ok(Tally::default());
     }
     input.facts().refuse_newer_layout("the objects", LAYOUT)?;
@@ -126,6 +128,24 @@ impl Item {
     }
 }
 
+/// What of an archive belongs to no namespace and is selected: unit by unit, so that only they are not backed up while they may be half restored; the
+/// group where they are too many for a mark.
+fn cluster_units(input: &Input) -> Vec<Selected> {
+    let of_cluster = |unit: Option<String>| Selected {
+        group: CLUSTER.into(),
+        unit,
+    };
+    let units = input.units(Stage::Schema);
+    let units: Vec<Selected> = units
+        .filter(|unit| unit.group == CLUSTER && !unit.name.is_empty())
+        .map(|unit| of_cluster(Some(unit.name)))
+        .collect();
+    if units.len() > UNITS_MARKED {
+        return vec![of_cluster(None)];
+    }
+    units
+}
+
 /// An object that waits for its owners.
 struct Unlinked {
     name: String,
@@ -140,6 +160,8 @@ struct Restoring<'a> {
     cx: &'a Context,
     how: &'a RestoreOptions,
     existing: Existing,
+    /// The instance as the archive and the selectors name it.
+    instance: String,
     /// Group to namespace in the target.
     names: HashMap<String, String>,
     api: Api,
@@ -154,6 +176,10 @@ struct Restoring<'a> {
     entered: BTreeSet<String>,
     /// Whether what belongs to no namespace is among what is written.
     of_cluster: bool,
+    /// Whether that has its mark.
+    cluster_marked: bool,
+    /// What of it the archive has: what its mark names.
+    cluster_units: Vec<Selected>,
     /// Objects of the target that runs of `bk` itself use: namespace, kind and name.
     own: BTreeSet<(String, String, String)>,
     /// What the archive's own selection took.
@@ -165,12 +191,18 @@ struct Restoring<'a> {
     scaled: BTreeSet<(String, String, String)>,
     /// Namespace and name of claims whose volumes come back too.
     volumes: BTreeSet<(String, String)>,
+    /// Whether it was said that the account may not look at volumes.
+    volumes_unseen: AtomicBool,
     /// What was written and has pods.
     workloads: Vec<(Kind, String, String)>,
     /// Kind, namespace and name in the target of everything that the archive has.
     seen: BTreeSet<(String, String, String)>,
     /// Units that did not come back, by namespace of the target.
     owed: BTreeMap<String, Vec<Selected>>,
+    /// Those of no namespace.
+    owed_of_cluster: Vec<Selected>,
+    /// Definitions of extensions that were dealt with.
+    definitions: Vec<String>,
     /// What was written before its owners were there.
     unlinked: Vec<Unlinked>,
     /// What failed and may succeed when more is there.
@@ -196,6 +228,7 @@ impl<'a> Restoring<'a> {
             cx,
             how,
             existing: how.existing.unwrap_or(Existing::Merge),
+            instance: input.instance().to_owned(),
             names,
             api,
             kinds,
@@ -204,14 +237,19 @@ impl<'a> Restoring<'a> {
             lines: Vec::new(),
             entered: BTreeSet::new(),
             of_cluster: false,
+            cluster_marked: false,
+            cluster_units: cluster_units(input),
             own: BTreeSet::new(),
-            archived: Archived::of(&input.facts().selection, input.failed_units()),
+            archived: Archived::of(input.facts(), input.failed_units()),
             marked: BTreeSet::new(),
             scaled: BTreeSet::new(),
             volumes: BTreeSet::new(),
+            volumes_unseen: AtomicBool::new(false),
             workloads: Vec::new(),
             seen: BTreeSet::new(),
             owed: BTreeMap::new(),
+            owed_of_cluster: Vec::new(),
+            definitions: Vec::new(),
             unlinked: Vec::new(),
             again: Vec::new(),
             outcomes: BTreeMap::new(),
@@ -347,15 +385,14 @@ impl<'a> Restoring<'a> {
             return Ok(());
         };
         self.cx.check_cancelled()?;
-        let definitions: Vec<String> = items
+        let definitions = items
             .iter()
-            .filter(|item| item.beside.kind == "CustomResourceDefinition")
-            .map(|item| item.beside.name.clone())
-            .collect();
+            .filter(|item| item.beside.kind == "CustomResourceDefinition");
+        let names = definitions.map(|item| item.beside.name.clone());
+        self.definitions.extend(names);
         self.apply_all(items).await?;
         if tier == tiers::DEFINITIONS && next != Some(tier) && !self.dry {
-            self.wait_for_definitions(&definitions).await?;
-            self.kinds = Kinds::discover(&self.api).await?;
+            self.wait_for_definitions().await?;
         }
         Ok(())
     }
@@ -405,20 +442,14 @@ impl<'a> Restoring<'a> {
     /// The mark for what belongs to no namespace stands in that of the account. One that may not write there goes on without.
     async fn enter_cluster(&mut self) -> Result<()> {
         let namespace = self.api.own_namespace().to_owned();
-        if self.dry || self.of_cluster || self.marked.contains(&namespace) {
+        if self.dry || self.of_cluster {
             return Ok(());
         }
         self.of_cluster = true;
-        let mine = Unfinished {
-            selected: vec![Selected {
-                group: CLUSTER.into(),
-                unit: None,
-            }],
-            ..self.unfinished(&namespace)
-        };
-        match mark::set(&self.api, &namespace, &mine).await {
+        let mine = self.unfinished_of_cluster();
+        match mark::set(&self.api, &namespace, mark::Of::Cluster, &mine).await {
             Ok(()) => {
-                self.marked.insert(namespace);
+                self.cluster_marked = true;
                 Ok(())
             }
             Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => {
@@ -464,9 +495,18 @@ impl<'a> Restoring<'a> {
                 made.good(&format!("making the namespace `{namespace}`"))?;
             }
         }
-        mark::set(&self.api, namespace, &self.unfinished(namespace)).await?;
+        let mine = self.unfinished(namespace);
+        mark::set(&self.api, namespace, mark::Of::Namespace, &mine).await?;
         self.marked.insert(namespace.to_owned());
         Ok(())
+    }
+
+    fn unfinished_of_cluster(&self) -> Unfinished {
+        Unfinished {
+            id: self.how.id.clone(),
+            archive: self.how.archive.clone(),
+            selected: self.cluster_units.clone(),
+        }
     }
 
     fn unfinished(&self, namespace: &str) -> Unfinished {
@@ -584,14 +624,17 @@ impl<'a> Restoring<'a> {
     fn fail(&mut self, item: &Item, why: &str) {
         self.tally.failed.push(format!("`{}`: {why}", item.name()));
         let unit = Some(item.unit.1.clone()).filter(|name| !name.is_empty());
-        let own = self.api.own_namespace().to_owned();
-        let (namespace, group) = match &item.namespace {
-            Some(namespace) => (namespace.clone(), namespace.clone()),
-            None => (own, CLUSTER.to_owned()),
-        };
         if item.beside.kind != "Namespace" {
-            let selected = Selected { group, unit };
-            self.owed.entry(namespace).or_default().push(selected);
+            let namespace = item.namespace.as_deref();
+            let selected = Selected {
+                group: namespace.unwrap_or(CLUSTER).to_owned(),
+                unit,
+            };
+            let owed = match namespace {
+                Some(namespace) => self.owed.entry(namespace.to_owned()).or_default(),
+                None => &mut self.owed_of_cluster,
+            };
+            owed.push(selected);
         }
     }
 
@@ -604,6 +647,10 @@ impl<'a> Restoring<'a> {
                 return Ok(());
             }
             let mut items: Vec<Item> = waiting.into_iter().map(|(item, _)| item).collect();
+            if !self.dry && items.iter().any(|item| item.kind.is_none()) {
+                // What makes it known may have come with this restore.
+                self.kinds = Kinds::discover(&self.api).await?;
+            }
             for item in &mut items {
                 item.kind = self
                     .kinds
@@ -662,9 +709,11 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    async fn wait_for_definitions(&self, names: &[String]) -> Result<()> {
+    /// Until the definitions are served, and the server's list of kinds, which lags behind, has them.
+    async fn wait_for_definitions(&mut self) -> Result<()> {
         let began = Instant::now();
-        for name in names {
+        let mut awaited: Vec<(String, String)> = Vec::new();
+        for name in std::mem::take(&mut self.definitions) {
             let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
             loop {
                 let Some(definition) = self.api.find(&path).await? else {
@@ -673,16 +722,29 @@ impl<'a> Restoring<'a> {
                 let is_served = ["Established", "NamesAccepted"]
                     .iter()
                     .all(|word| object::holds(&definition, word));
-                if is_served || began.elapsed() > DEFINITION {
+                if is_served {
+                    awaited.extend(object::served_by(&definition));
+                    break;
+                }
+                if began.elapsed() > DEFINITION {
                     break;
                 }
                 self.cx.pause(LOOK_AGAIN).await?;
             }
         }
-        Ok(())
+        loop {
+            self.kinds = Kinds::discover(&self.api).await?;
+            let is_known =
+                |(version, kind): &(String, String)| self.kinds.in_version(version, kind).is_some();
+            if awaited.iter().all(is_known) || began.elapsed() > DEFINITION {
+                return Ok(());
+            }
+            self.cx.pause(LOOK_AGAIN).await?;
+        }
     }
 
-    /// `--existing replace` deletes nothing by itself: what is there besides is named.
+    /// `--existing replace` deletes nothing by itself: what is there besides is named. A group is whole when all that the archive has of it is selected,
+    /// so that each object is asked about once more: what nobody selected, or the archive never read, is not missing in it.
     async fn name_the_others(&mut self) -> Result<()> {
         let whole: Vec<(String, String)> = self
             .how
@@ -723,7 +785,9 @@ impl<'a> Restoring<'a> {
                     };
                     for object in page.iter().filter(|o| skip::object(kind, o).is_none()) {
                         let unit = kind.unit(object::name(object));
-                        let is_left_out = self.source.wanted.excludes(&namespace, &unit)
+                        let is_selected = self.how.selection.takes(&self.instance, &group, &unit);
+                        let is_left_out = !is_selected
+                            || self.source.wanted.excludes(&namespace, &unit)
                             || !self.archived.takes(&group, kind, &unit);
                         if !is_left_out {
                             self.other(kind, &namespace, object).await?;
@@ -776,7 +840,13 @@ impl<'a> Restoring<'a> {
     async fn end(&mut self) -> Result<()> {
         for namespace in std::mem::take(&mut self.marked) {
             let left = self.owed.remove(&namespace).unwrap_or_default();
-            mark::finish(&self.api, &namespace, &self.unfinished(&namespace), left).await?;
+            let mine = self.unfinished(&namespace);
+            mark::finish(&self.api, &namespace, mark::Of::Namespace, &mine, left).await?;
+        }
+        if self.cluster_marked {
+            let (own, mine) = (self.api.own_namespace(), self.unfinished_of_cluster());
+            let left = std::mem::take(&mut self.owed_of_cluster);
+            mark::finish(&self.api, own, mark::Of::Cluster, &mine, left).await?;
         }
         let words: Vec<String> = self
             .outcomes

@@ -2,6 +2,7 @@
 
 use super::settings_file::SettingsFile;
 use super::{Options, value};
+use crate::k8s::mark;
 use bk_core::error::Result;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{
@@ -132,7 +133,13 @@ fn of_namespaces(options: &Options, file: &SettingsFile, rights: Rights) -> Vec<
     if file.reads_secrets {
         rules.push(rule(&[""], &["secrets"], verbs));
     }
-    rules.push(rule(&[""], &["namespaces"], &["get"]));
+    // Its labels and annotations come back with it.
+    let of_itself: &[&str] = if rights.restores() {
+        &["get", "update", "patch"]
+    } else {
+        &["get"]
+    };
+    rules.push(rule(&[""], &["namespaces"], of_itself));
     if rights.restores() {
         // That a CronJob missed nothing while it was suspended.
         rules.push(rule(&["batch"], &["cronjobs/status"], &["patch"]));
@@ -197,10 +204,17 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
             .find(|rights| rights.restores() == restores);
         let rights = asked.unwrap_or(usual);
         let cluster_name = format!("{}-{name}", options.namespace);
-        let cluster_rules = if rights.reaches_everywhere() {
-            of_cluster(options, file, rights)
-        } else {
-            Vec::new()
+        let cluster_rules = match rights {
+            Rights::ClusterBackup | Rights::ClusterRestore => of_cluster(options, file, rights),
+            // A volume that kept its data is found and given back to its claim.
+            Rights::NamespaceRestore => {
+                vec![rule(
+                    &[""],
+                    &["persistentvolumes"],
+                    &["get", "list", "patch"],
+                )]
+            }
+            Rights::NamespaceBackup => Vec::new(),
         };
         let rules: Vec<PolicyRule> = everywhere().into_iter().chain(cluster_rules).collect();
         all.extend(bound_in_cluster(
@@ -230,8 +244,13 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
                 )?);
             }
         }
-        if restores && !rights.reaches_everywhere() && !reached.contains(&options.namespace) {
-            all.extend(remembering(options, (&name, component))?);
+        if !rights.reaches_everywhere() && !reached.contains(&options.namespace) {
+            let account = (name.as_str(), component);
+            all.extend(if restores {
+                remembering(options, account)?
+            } else {
+                seeing_marks(options, account)?
+            });
         }
     }
     Ok(all)
@@ -241,6 +260,15 @@ pub(super) fn of(options: &Options, file: &SettingsFile) -> Result<Vec<Value>> {
 fn remembering(options: &Options, account: (&str, &str)) -> Result<[Value; 2]> {
     let verbs = ["get", "create", "update", "patch", "delete"];
     let rules = vec![rule(&[""], &["configmaps"], &verbs)];
+    bound_in_namespace(options, &options.namespace, account, rules)
+}
+
+/// What belongs to no namespace may be half restored: a backup reads the mark of that.
+fn seeing_marks(options: &Options, account: (&str, &str)) -> Result<[Value; 2]> {
+    let rules = vec![PolicyRule {
+        resource_names: Some(vec![mark::NAME.into()]),
+        ..rule(&[""], &["configmaps"], &["get"])
+    }];
     bound_in_namespace(options, &options.namespace, account, rules)
 }
 

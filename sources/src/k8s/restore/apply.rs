@@ -18,18 +18,6 @@ const MESSAGE_CHARS: usize = 300;
 /// How long an object may take to go that is made anew.
 const GOES: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Kinds of no namespace that others of the cluster may need: made where they are absent, changed only when they are named.
-const SHARED: [&str; 9] = [
-    "CustomResourceDefinition",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "StorageClass",
-    "PriorityClass",
-    "IngressClass",
-    "RuntimeClass",
-    "ValidatingWebhookConfiguration",
-    "MutatingWebhookConfiguration",
-];
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +130,16 @@ pub(super) async fn apply(restoring: &Restoring<'_>, item: &Item) -> Result<Appl
     Ok(applied)
 }
 
+/// Whether others of the cluster may need it as it is. A namespace is what makes its group, and a volume belongs to its claim.
+fn is_shared(kind: &Kind) -> bool {
+    !kind.namespaced && !matches!(kind.full_name(), "Namespace" | "PersistentVolume")
+}
+
+/// Whether it gives rights in its namespace.
+fn gives_rights(kind: &Kind) -> bool {
+    kind.group == "rbac.authorization.k8s.io" && matches!(kind.full_name(), "Role" | "RoleBinding")
+}
+
 /// Whether the very object was asked for.
 fn is_named(restoring: &Restoring<'_>, item: &Item) -> bool {
     let (group, unit) = &item.unit;
@@ -240,7 +238,7 @@ async fn make(
         return Ok(Step::done(would));
     }
     let path = place.kind.path(place.namespace);
-    let answer = match send(restoring, &Method::POST, &path, wished).await {
+    let answer = match post(restoring, item, &path, wished).await {
         Err(error) if error.kind == ErrorKind::Unreachable => {
             return Ok(Step::Unsure(Outcome::Created));
         }
@@ -261,6 +259,44 @@ async fn make(
         applied.warnings.extend(waited.await?);
     }
     Ok(Step::done(applied))
+}
+
+/// Makes it. A Service gets what the cluster had chosen for it, as long as nobody else has it: first all, then the addresses alone, then anything.
+async fn post(
+    restoring: &Restoring<'_>,
+    item: &Item,
+    path: &str,
+    wished: &Value,
+) -> Result<Answer> {
+    for kept in with_chosen(restoring, item, wished) {
+        let answer = send(restoring, &Method::POST, path, &kept).await?;
+        // The server's word for a port of health checks that is taken is 500.
+        if !matches!(answer.status, 422 | 500) {
+            return Ok(answer);
+        }
+    }
+    send(restoring, &Method::POST, path, wished).await
+}
+
+/// The wish with addresses and ports that the cluster had chosen. Elsewhere, and in another namespace beside the old one, they are somebody else's.
+fn with_chosen(restoring: &Restoring<'_>, item: &Item, wished: &Value) -> Vec<Value> {
+    let is_here = restoring.how.at_home && item.namespace == item.beside.namespace;
+    if !is_here || item.beside.kind != "Service" {
+        return Vec::new();
+    }
+    let with = |ports_too: bool| {
+        let mut kept = wished.clone();
+        for (pointer, value) in &item.beside.chosen {
+            if ports_too || pointer.starts_with("/spec/clusterIP") {
+                put_back(&mut kept, pointer, value.clone());
+            }
+        }
+        kept
+    };
+    let mut all = vec![with(true), with(false)];
+    all.dedup();
+    all.retain(|kept| kept != wished);
+    all
 }
 
 /// Writes what is there and differs. Nothing when it must be looked at again.
@@ -301,7 +337,8 @@ async fn update(
     if text(live, &["metadata", "deletionTimestamp"]).is_some() {
         return Ok(Step::done(Applied::failed("it is being deleted".into())));
     }
-    if SHARED.contains(&item.beside.kind.as_str()) && !is_named(restoring, item) {
+    let is_named = is_named(restoring, item);
+    if is_shared(kind) && !is_named {
         let why = "it is there and differs; others of the cluster may need it as it is: name it with --only to write it";
         return Ok(Step::done(same(Outcome::Skipped(why.into()))));
     }
@@ -318,6 +355,10 @@ async fn update(
             return unchanged(restoring, item, place, live)
                 .await
                 .map(Step::done);
+        }
+        200..300 if gives_rights(kind) && !is_named => {
+            let why = "it is there and differs; what gives rights is changed only on request: name it with --only to write it";
+            return Ok(Step::done(same(Outcome::Skipped(why.into()))));
         }
         200..300 if restoring.dry => {
             return Ok(Step::done(Applied {
@@ -490,7 +531,7 @@ async fn recreate(
         }
         restoring.cx.pause(LOOK_AGAIN).await?;
     }
-    let answer = send(restoring, &Method::POST, &kind.path(namespace), wished).await?;
+    let answer = post(restoring, item, &kind.path(namespace), wished).await?;
     if answer.status < 300 {
         return finished(restoring, item, (path, Outcome::Recreated), answer).await;
     }

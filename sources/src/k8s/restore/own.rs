@@ -7,7 +7,7 @@ use bk_core::error::Result;
 use serde_json::Value;
 
 impl Restoring<'_> {
-    /// Secrets and maps that `bk`'s `CronJob`s in a namespace of the target name.
+    /// Secrets, maps and claims that `bk`'s `CronJob`s in a namespace of the target name.
     pub(super) async fn find_own(&mut self, namespace: &str) -> Result<()> {
         let Some(kind) = self.kinds.of("batch/v1", "CronJob") else {
             return Ok(());
@@ -28,13 +28,19 @@ impl Restoring<'_> {
     }
 }
 
-/// Secrets and maps that a pod names, for volumes and for variables.
+/// Secrets, maps and claims that a pod names, for volumes and for variables: the claim may hold the archives themselves.
 fn find(value: &Value, found: &mut Vec<(&'static str, String)>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 let named = match key.as_str() {
-                    "secret" => text(value, &["secretName"]).map(|name| ("Secret", name)),
+                    // Of a volume, or of a part of a projected one.
+                    "secret" => text(value, &["secretName"])
+                        .or_else(|| text(value, &["name"]))
+                        .map(|name| ("Secret", name)),
+                    "persistentVolumeClaim" => {
+                        text(value, &["claimName"]).map(|name| ("PersistentVolumeClaim", name))
+                    }
                     "secretKeyRef" | "secretRef" => {
                         text(value, &["name"]).map(|name| ("Secret", name))
                     }

@@ -5,7 +5,7 @@ use crate::k8s::backup::Pages;
 use crate::k8s::discovery::Kind;
 use crate::k8s::holding::selector_of;
 use crate::k8s::object::{self, text};
-use bk_core::error::Result;
+use bk_core::error::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -37,11 +37,19 @@ impl Restoring<'_> {
             let mut not_yet = Vec::new();
             for (kind, namespace, name) in waiting {
                 let path = kind.path_of(Some(&namespace), &name);
-                if let Some(object) = self.api.find(&path).await? {
-                    let (wanted, ready) = wanted_and_ready(&object);
-                    if ready < wanted {
-                        not_yet.push((kind, namespace, name, object, wanted, ready));
+                let object = match self.api.find(&path).await {
+                    Ok(Some(object)) => object,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        let full = format!("{namespace}/{}", kind.unit(&name));
+                        let what = not_looked_at(&format!("whether `{full}` is ready"), error)?;
+                        self.tally.warnings.push(what);
+                        continue;
                     }
+                };
+                let (wanted, ready) = wanted_and_ready(&object);
+                if ready < wanted {
+                    not_yet.push((kind, namespace, name, object, wanted, ready));
                 }
             }
             if not_yet.is_empty() {
@@ -76,7 +84,12 @@ impl Restoring<'_> {
             return Ok("its pods are not known".into());
         };
         let mut pages = Pages::of(pods, Some(namespace), Some(&selector));
-        while let Some(page) = pages.next(&self.api).await? {
+        loop {
+            let page = match pages.next(&self.api).await {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
+                Err(error) => return not_looked_at("why", error),
+            };
             for pod in page {
                 if let Some(why) = why_not(&pod) {
                     return Ok(format!("pod {}: {why}", object::name(&pod)));
@@ -86,6 +99,14 @@ impl Restoring<'_> {
         let refused = object::condition(workload, "ReplicaFailure");
         let message = refused.and_then(|c| text(c, &["message"]));
         Ok(message.unwrap_or("it has no pods yet").to_owned())
+    }
+}
+
+/// All is back when this is asked: what may not be looked at is said, and no failure.
+fn not_looked_at(what: &str, error: Error) -> Result<String> {
+    match error.kind {
+        ErrorKind::Cancelled => Err(error),
+        _ => Ok(format!("{what} is not known: {error}")),
     }
 }
 

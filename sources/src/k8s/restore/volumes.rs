@@ -3,8 +3,9 @@
 use super::{Item, Restoring};
 use crate::k8s::backup::Pages;
 use crate::k8s::object::{annotation, text};
-use bk_core::error::Result;
+use bk_core::error::{ErrorKind, Result};
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long a claim may take to get a volume that is there.
@@ -29,7 +30,8 @@ pub(super) fn claim_of(volume: &Value) -> Option<(String, String)> {
 }
 
 impl Restoring<'_> {
-    /// Released volumes that kept their data, of all claims. An account that may not see volumes sees none.
+    /// The volume that kept the data of a claim that is not there. One whose controller has not noticed yet that the claim is gone still calls itself
+    /// bound to it.
     async fn released_volume(&self, claim: &(String, String)) -> Result<Option<Value>> {
         let Some(kind) = self.kinds.of("v1", "PersistentVolume") else {
             return Ok(None);
@@ -38,12 +40,12 @@ impl Restoring<'_> {
             // One that was freed already, and whose claim could not be made then, is free still.
             matches!(
                 text(volume, &["status", "phase"]),
-                Some("Released" | "Available")
+                Some("Released" | "Available" | "Bound")
             ) && text(volume, &["spec", "persistentVolumeReclaimPolicy"]) == Some("Retain")
                 && claim_of(volume).as_ref() == Some(claim)
         };
         let mut pages = Pages::of(kind, None, None);
-        while let Some(page) = pages.readable(&self.api).await? {
+        while let Some(page) = pages.next(&self.api).await? {
             if let Some(volume) = page.iter().find(fits) {
                 return Ok(Some(volume.clone()));
             }
@@ -61,7 +63,20 @@ impl Restoring<'_> {
             return Ok((None, Vec::new()));
         };
         let claim = (namespace, item.beside.name.clone());
-        let Some(volume) = self.released_volume(&claim).await? else {
+        let released = match self.released_volume(&claim).await {
+            Err(error) if error.kind == ErrorKind::Denied => {
+                let mut said = self.said_of_empty(item, wished, &claim);
+                if !said.is_empty() && !self.volumes_unseen.swap(true, Ordering::Relaxed) {
+                    said.push(format!(
+                        "whether a volume kept the data of `{}`, or of another claim that is new, is not known: {}; let the account get, list and patch persistentvolumes, or look with kubectl get pv",
+                        item.name(), error.what
+                    ));
+                }
+                return Ok((None, said));
+            }
+            other => other?,
+        };
+        let Some(volume) = released else {
             return Ok((None, self.said_of_empty(item, wished, &claim)));
         };
         let name = crate::k8s::object::name(&volume).to_owned();

@@ -136,7 +136,7 @@ impl Kind {
 /// All kinds of a server.
 #[derive(Clone, Debug, Default)]
 pub struct Kinds {
-    kinds: Vec<Kind>,
+    all: Vec<Kind>,
     /// Versions of groups whose extension does not answer.
     pub stale: Vec<String>,
     /// Whether the account may not list definitions, so that it is not known in which version objects of extensions are stored.
@@ -158,7 +158,7 @@ impl Kinds {
         }
         found.prefer_storage_versions(api).await?;
         found
-            .kinds
+            .all
             .sort_by(|a, b| (&a.group, &a.kind).cmp(&(&b.group, &b.kind)));
         Ok(found)
     }
@@ -255,9 +255,9 @@ impl Kinds {
     /// The first version of a kind is the preferred one.
     fn add(&mut self, kind: Kind) {
         let known = |k: &&mut Kind| k.group == kind.group && k.kind == kind.kind;
-        match self.kinds.iter_mut().find(known) {
+        match self.all.iter_mut().find(known) {
             Some(known) => known.served.push(kind.version),
-            None => self.kinds.push(kind),
+            None => self.all.push(kind),
         }
     }
 
@@ -295,7 +295,7 @@ impl Kinds {
                 }
             }
         }
-        for kind in &mut self.kinds {
+        for kind in &mut self.all {
             if let Some(version) = stored.get(&(kind.group.clone(), kind.kind.clone())) {
                 kind.version.clone_from(version);
                 kind.defined = true;
@@ -306,7 +306,7 @@ impl Kinds {
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Kind> {
-        self.kinds.iter()
+        self.all.iter()
     }
 
     /// The one of an object that says `apps/v1`, `Deployment`, in that very version.
@@ -323,9 +323,7 @@ impl Kinds {
     /// The one of an object that says `apps/v1`, `Deployment`, whatever version of it is served here.
     pub fn of(&self, api_version: &str, kind: &str) -> Option<&Kind> {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        self.kinds
-            .iter()
-            .find(|k| k.group == group && k.kind == kind)
+        self.all.iter().find(|k| k.group == group && k.kind == kind)
     }
 
     /// Extensions that do not answer and may have something that is wanted.

@@ -176,9 +176,9 @@ async fn make(api: &Api, namespace: &str, data: &Map<String, Value>) -> Result<b
 
 /// Changes keys of the map that is there; not where there is none any more.
 async fn change(api: &Api, namespace: &str, data: &Map<String, Value>) -> Result<bool> {
-    let patch = json!({ "data": data });
+    let wanted = json!({ "data": data });
     let path = path_of(namespace);
-    let patched = api.insist(&Method::PATCH, &path, &patch).await?;
+    let patched = api.insist(&Method::PATCH, &path, &wanted).await?;
     if patched.status == 404 {
         return Ok(false);
     }
@@ -208,9 +208,9 @@ async fn take_away(api: &Api, namespace: &str, goes: &(dyn Fn(&str) -> bool + Sy
                 .into_iter()
                 .map(|key| (key.clone(), Value::Null))
                 .collect();
-            let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
+            let wanted = json!({ "metadata": { "resourceVersion": version }, "data": data });
             let path = path_of(namespace);
-            api.insist(&Method::PATCH, &path, &patch).await?
+            api.insist(&Method::PATCH, &path, &wanted).await?
         };
         match answer.status {
             404 => return Ok(()),

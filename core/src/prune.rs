@@ -331,11 +331,7 @@ async fn settle(
         };
         Some((entry.stored.clone(), wanted))
     };
-    let all: Vec<_> = entries
-        .iter()
-        .filter(is_left)
-        .filter_map(|entry| wanted(&entry))
-        .collect();
+    let all: Vec<_> = entries.iter().filter(is_left).filter_map(wanted).collect();
     told(instance.sink.settle(cx, &all).await)
 }
 

@@ -113,9 +113,11 @@ fn is_usual(known: &Known, usual: &VecDeque<&Known>) -> bool {
     stayed && !known.instances.iter().any(shrank)
 }
 
+/// A number of an instance.
+type Measure = fn(&Size) -> u64;
+
 /// What of an instance is compared.
-const MEASURES: [(&str, fn(&Size) -> u64); 2] =
-    [("rows", |size| size.rows), ("bytes", |size| size.bytes)];
+const MEASURES: [(&str, Measure); 2] = [("rows", |size| size.rows), ("bytes", |size| size.bytes)];
 
 fn earlier<'k>(usual: &VecDeque<&'k Known>, name: &str) -> impl Iterator<Item = &'k Size> {
     usual
@@ -124,7 +126,7 @@ fn earlier<'k>(usual: &VecDeque<&'k Known>, name: &str) -> impl Iterator<Item = 
 }
 
 /// Whether it has less than half of the median: whether no more than half of them have at most twice as much.
-fn has_shrunk(size: &Size, usual: &VecDeque<&Known>, measure: fn(&Size) -> u64) -> bool {
+fn has_shrunk(size: &Size, usual: &VecDeque<&Known>, measure: Measure) -> bool {
     let twice = measure(size).saturating_mul(2);
     let (mut all, mut at_most_twice) = (0_usize, 0_usize);
     for then in earlier(usual, &size.name).map(measure) {

@@ -18,10 +18,10 @@ const LETTERS: [(char, &str); 13] = [
     ('F', "floor"),
     ('I', "partial"),
     ('A', "all"),
-    ('X', "damaged"),
+    ('B', "damaged"),
     ('Z', "future"),
 ];
-const GOES_NOW: char = '-';
+const GOES_NOW: char = 'x';
 const NOTHING: char = '.';
 
 /// The picture, line by line. A small letter goes with the next day's run.

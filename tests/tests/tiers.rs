@@ -369,6 +369,115 @@ async fn an_archive_that_is_young_enough_is_placed_instead_of_making_another() {
     assert!(!folder.path().join("yearly").exists());
 }
 
+/// Two days of a week; nothing but the days' own folders is filled on the first.
+async fn two_days(
+    folder: &std::path::Path,
+    between: impl FnOnce(),
+) -> bk_core::report::BackupReport {
+    let local: Arc<dyn Sink> = Arc::new(Local::new(folder.into()).with_layout(Layout::Tiers));
+    let mut site = site(local);
+    site.sinks[0].policy.keep = Some(Keep {
+        daily: 1.into(),
+        weekly: 4.into(),
+        ..Keep::default()
+    });
+    site.clock = Arc::new(FixedClock("2027-01-05T02:00:00Z".parse().unwrap()));
+    let report = site.backup_into(Some(Tier::Daily)).await;
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    between();
+    site.clock = Arc::new(FixedClock("2027-01-06T02:00:00Z".parse().unwrap()));
+    site.backup().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_archive_that_does_not_open_leaves_its_week_to_the_next() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder
+        .path()
+        .join("daily/20270105/backup.2027-01-05.tar.xz");
+    let report = two_days(folder.path(), || {
+        // The end of it rots, and nothing about the file says so.
+        let file = std::fs::File::options().write(true).open(&first).unwrap();
+        let meta = file.metadata().unwrap();
+        file.write_all_at(&[0; 64], meta.len() - 64).unwrap();
+        file.set_modified(meta.modified().unwrap()).unwrap();
+    })
+    .await;
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    let weekly = folder.path().join("weekly/2027-week01");
+    assert!(weekly.join("backup.2027-01-06.tar.xz").is_file());
+    assert!(!weekly.join("backup.2027-01-05.tar.xz").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_let_go_while_a_period_got_no_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_the_way = folder.path().join("weekly");
+    let report = two_days(folder.path(), || std::fs::write(&in_the_way, "").unwrap()).await;
+    let whats: Vec<&str> = report
+        .causes
+        .iter()
+        .map(|cause| cause.what.as_str())
+        .collect();
+    assert!(
+        whats.len() == 1 && whats[0].contains("nothing is pruned"),
+        "{whats:?}"
+    );
+    let first = "daily/20270105/backup.2027-01-05.tar.xz";
+    assert!(folder.path().join(first).is_file());
+
+    // The next run makes up for it, and then lets go.
+    let folder = tempfile::tempdir().unwrap();
+    let report = two_days(folder.path(), || {}).await;
+    assert!(report.causes.is_empty(), "{:?}", report.causes);
+    assert!(!folder.path().join(first).exists());
+    assert!(
+        folder
+            .path()
+            .join("weekly/2027-week01/backup.2027-01-05.tar.xz")
+            .is_file()
+    );
+}
+
+#[test]
+fn what_failed_its_check_keeps_the_good_one_beside_it() {
+    let home = Home::new(
+        "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nkeep = { last = 1 }\nprune = \"never\"\n",
+    );
+    for n in 0..2 {
+        home.write("src/a", noise(n, 200_000));
+        home.bk(&["backup"]).ended(0);
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&home.bk(&["list", "--json"]).ended(0).stdout).unwrap();
+    let newest = json[0]["stored"]["name"].as_str().unwrap();
+    let path = home.path("out").join(newest);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    home.bk(&["verify", "--all"]).ended(7);
+    let ran = home.bk(&["prune", "--explain"]).ended(0);
+    assert!(ran.stdout.contains("failed its check"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("0 archives deleted"), "{}", ran.stderr);
+    assert_eq!(home.archives().len(), 2);
+    // A good one that is newer takes the place of the good one.
+    home.write("src/a", noise(9, 200_000));
+    home.bk(&["backup"]).ended(0);
+    home.bk(&["prune"]).ended(0);
+    let left = home.archives();
+    assert!(
+        left.len() == 2 && left.iter().any(|name| name == newest),
+        "{left:?}"
+    );
+    home.bk(&["restore", "--yes", "--into", "files=back"])
+        .ended(0);
+    assert_eq!(
+        std::fs::read(home.path("back/a")).unwrap(),
+        noise(9, 200_000)
+    );
+}
+
 const HOME: &str = "format = 1\nplugins = [\"files\", \"local\"]\n[source.files]\npath = \"src\"\n[sink.local]\npath = \"out\"\nlayout = \"tiers\"\nkeep = { daily = 7, weekly = 4, monthly = \"12mo\" }\n";
 
 #[test]

@@ -104,7 +104,7 @@ fn legend(used: &[char]) -> String {
 mod tests {
     use super::*;
     use bk_core::layout::Layout;
-    use bk_core::retention::{Keep, Known, Policy, decide, tomorrow};
+    use bk_core::retention::{Keep, Known, Measure, Policy, decide, tomorrow};
     use jiff::Timestamp;
     use std::collections::BTreeSet;
 
@@ -135,7 +135,7 @@ mod tests {
             layout: Layout::Flat,
             zone: &zone,
         };
-        let accepted = BTreeSet::from([all[11].id.clone()]);
+        let accepted = Measure::from(BTreeSet::from([all[11].id.clone()]));
         let now = day(12, 4);
         let verdict = decide(&all, &policy, now, &accepted);
         let next = tomorrow(&all, &policy, &verdict, now);

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, not_found, unsupported};
 use crate::lock::RunLock;
 use crate::prune::{PruneOptions, Pruned, prune_sink};
 use crate::report::{Cause, Class};
-use crate::retention::{self, Keep, Policy, is_future, median};
+use crate::retention::{self, Keep, Measure, Policy, is_future, median};
 use crate::sink::{Care, ReadOnly};
 use crate::tiers;
 use crate::verify::dates::Dates;
@@ -299,7 +299,7 @@ impl Fetch<'_> {
             zone: self.zone,
         };
         let now = self.cx.clock.now();
-        let verdict = retention::decide(&all, &policy, now, &BTreeSet::new());
+        let verdict = retention::decide(&all, &policy, now, &Measure::default());
         let kept = verdict.decisions.into_iter().filter(|d| d.keep);
         kept.map(|decision| decision.id).collect()
     }

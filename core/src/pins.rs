@@ -3,7 +3,9 @@
 use crate::context::Context;
 use crate::error::Result;
 use crate::note;
+use crate::retention::Measure;
 use crate::sink::Sink;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,8 +18,13 @@ struct Pins {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Accepted {
+struct HoldsNote {
+    #[serde(default)]
     accepted: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    usual_until: Option<Timestamp>,
 }
 
 /// Ids of pinned archives, with what was said of them.
@@ -41,18 +48,34 @@ pub async fn unpin(cx: &Context, sink: &Arc<dyn Sink>, id: &str) -> Result<()> {
     .await
 }
 
-/// Archives whose holds were released.
-pub async fn accepted(cx: &Context, sink: &Arc<dyn Sink>) -> Result<BTreeSet<String>> {
-    Ok(note::read::<Accepted>(cx, sink, "accepted", HINT)
-        .await?
-        .0
-        .accepted)
+/// What archives are measured by: what was accepted, and until when nothing was unusual.
+pub async fn measure(cx: &Context, sink: &Arc<dyn Sink>) -> Result<Measure> {
+    let (note, _) = note::read::<HoldsNote>(cx, sink, "accepted", HINT).await?;
+    Ok(Measure {
+        accepted: note.accepted,
+        since: note.since,
+        usual_until: note.usual_until,
+    })
 }
 
-/// Releases the holds while this archive is the newest.
-pub async fn accept(cx: &Context, sink: &Arc<dyn Sink>, id: &str) -> Result<()> {
-    note::change::<Accepted>(cx, sink, "accepted", HINT, |accepted| {
-        accepted.accepted.insert(id.to_owned());
+/// Releases the holds on this archive. `whole` is the run of the newest whole one at or before it: the measure from now on.
+pub async fn accept(
+    cx: &Context,
+    sink: &Arc<dyn Sink>,
+    id: &str,
+    whole: Option<Timestamp>,
+) -> Result<()> {
+    note::change::<HoldsNote>(cx, sink, "accepted", HINT, |note| {
+        note.accepted.insert(id.to_owned());
+        note.since = note.since.max(whole);
+    })
+    .await
+}
+
+/// Nothing is unusual about the whole archive of this run.
+pub async fn usual(cx: &Context, sink: &Arc<dyn Sink>, whole: Timestamp) -> Result<()> {
+    note::change::<HoldsNote>(cx, sink, "accepted", HINT, |note| {
+        note.usual_until = note.usual_until.max(Some(whole));
     })
     .await
 }

@@ -135,18 +135,27 @@ async fn prune_held(
     let catalogue = Catalogue::of(cx, instance, Care::Delete).await?;
     let pinned = pins::pinned(cx, &instance.sink).await?;
     let checks = Dates::read_all(cx, &instance.sink).await?;
-    let mut accepted = pins::accepted(cx, &instance.sink).await?;
+    let mut measure = pins::measure(cx, &instance.sink).await?;
     let entries: Vec<&Entry> = catalogue
         .entries
         .iter()
         .filter(|e| e.summary().is_some())
         .collect();
+    let now = cx.clock.now();
+    let newest_whole = |until: Timestamp| {
+        let mut summaries = entries.iter().filter_map(|entry| entry.summary());
+        let whole = summaries.find(|s| s.is_full() && s.created <= until);
+        whole.map(|summary| summary.created)
+    };
     if let Some(wish) = &options.accept {
-        let id = accepted_id(wish, &entries)?;
+        let accepted = accepted(wish, &entries)?;
+        let is_present = !retention::is_future(accepted.created, now);
+        let whole = newest_whole(accepted.created).filter(|_| is_present);
         if !options.dry_run {
-            pins::accept(cx, &instance.sink, &id).await?;
+            pins::accept(cx, &instance.sink, &accepted.id, whole).await?;
         }
-        accepted.insert(id);
+        measure.accepted.insert(accepted.id.clone());
+        measure.since = measure.since.max(whole);
     }
     let known = catalog::known(entries.iter().copied(), &pinned, &checks);
     let policy = Policy {
@@ -154,8 +163,7 @@ async fn prune_held(
         layout: instance.sink.layout(),
         zone,
     };
-    let now = cx.clock.now();
-    let verdict = retention::decide(&known, &policy, now, &accepted);
+    let verdict = retention::decide(&known, &policy, now, &measure);
     let tomorrow = tomorrow(&known, &policy, &verdict, now);
     let going = going(&entries, &verdict);
     let surplus = going.iter().filter(|(_, elsewhere)| elsewhere.is_some());
@@ -172,6 +180,15 @@ async fn prune_held(
         tomorrow,
         ..Pruned::default()
     };
+    if !options.dry_run && pruned.verdict.holds.is_empty() {
+        let whole = newest_whole(now).filter(|whole| measure.usual_until < Some(*whole));
+        // Without it the next run measures by the archives that are left.
+        if let Some(whole) = whole
+            && let Err(error) = pins::usual(cx, &instance.sink, whole).await
+        {
+            tracing::warn!(%error, "what is usual is not noted");
+        }
+    }
     if !options.dry_run {
         let sound: Vec<&Entry> = entries
             .iter()
@@ -190,7 +207,7 @@ async fn prune_held(
     Ok(pruned)
 }
 
-fn accepted_id(wish: &str, entries: &[&Entry]) -> Result<String> {
+fn accepted<'e>(wish: &str, entries: &[&'e Entry]) -> Result<&'e Summary> {
     let fits = |entry: &&&Entry| {
         entry.summary().is_some_and(|s| s.id == *wish)
             || entry.stored.name == *wish
@@ -198,7 +215,6 @@ fn accepted_id(wish: &str, entries: &[&Entry]) -> Result<String> {
     };
     let found = entries.iter().find(fits).and_then(|entry| entry.summary());
     found
-        .map(|summary| summary.id.clone())
         .ok_or_else(|| not_found(format!("there is no archive `{wish}` to accept")).hint("bk list"))
 }
 

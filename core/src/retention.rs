@@ -75,6 +75,26 @@ pub struct Policy<'a> {
     pub zone: &'a TimeZone,
 }
 
+/// What archives are measured by, as earlier runs and operators left it: it must outlive the archives that it speaks of.
+#[derive(Clone, Debug, Default)]
+pub struct Measure {
+    /// Ids of newest archives whose holds an operator has released.
+    pub accepted: BTreeSet<String>,
+    /// The run of the newest of them: what is older is no measure any more.
+    pub since: Option<Timestamp>,
+    /// The newest whole archive about which nothing was unusual.
+    pub usual_until: Option<Timestamp>,
+}
+
+impl From<BTreeSet<String>> for Measure {
+    fn from(accepted: BTreeSet<String>) -> Self {
+        Self {
+            accepted,
+            ..Self::default()
+        }
+    }
+}
+
 /// What becomes of one archive, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
@@ -139,12 +159,12 @@ impl Verdict {
     }
 }
 
-/// Decides. `accepted` are ids of newest archives whose holds an operator has released. A damaged one stands for nothing, and is nobody's to let go.
+/// Decides. A damaged one stands for nothing, and is nobody's to let go.
 pub fn decide(
     archives: &[Known],
     policy: &Policy<'_>,
     now: Timestamp,
-    accepted: &BTreeSet<String>,
+    measure: &Measure,
 ) -> Verdict {
     let sorted = newest_first(archives);
     let mut kept: Vec<Vec<Reason>> = sorted.iter().map(|_| Vec::new()).collect();
@@ -166,7 +186,7 @@ pub fn decide(
     }
     keep_whole(&sorted, policy, now, &mut kept);
     let decisions: Vec<Decision> = sorted.iter().zip(kept).map(decision).collect();
-    let (holds, releases) = holds(&sorted, &decisions, now, accepted);
+    let (holds, releases) = holds(&sorted, &decisions, now, measure);
     Verdict {
         decisions,
         holds,

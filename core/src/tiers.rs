@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::copy;
 use crate::error::{Error, ErrorKind, Result, bug, settings};
 use crate::layout::{Layout, Tier, file_name};
-use crate::retention::{Known, Policy, decide};
+use crate::retention::{Known, Measure, Policy, decide};
 use crate::sink::Care;
 use crate::verify::dates::Dates;
 use crate::verify::{Level, verify};
@@ -52,7 +52,6 @@ pub async fn promote(cx: &Context, instance: &SinkInstance, zone: &TimeZone) -> 
         return Ok(promoted);
     }
     let there = There::read(cx, instance).await?;
-    let known = catalog::known(&there.catalogue.entries, &BTreeMap::new(), &there.checks);
     let keep = instance.policy.keep.as_ref();
     let policy = keep.map(|keep| Policy {
         keep,
@@ -69,7 +68,7 @@ pub async fn promote(cx: &Context, instance: &SinkInstance, zone: &TimeZone) -> 
             }
             let mut why = None;
             for entry in there.all_of(&folder, tier) {
-                let wants = |policy| is_wanted(&known, entry, tier, policy, cx.clock.now());
+                let wants = |policy| is_wanted(&there.known, entry, tier, policy, cx.clock.now());
                 if !policy.as_ref().is_none_or(wants) {
                     break;
                 }
@@ -214,21 +213,28 @@ impl Placed {
 /// What lies on one sink.
 struct There {
     catalogue: Catalogue,
-    checks: Dates,
+    /// Ids of archives of which a check of any place found damage: places may share their bytes.
+    damaged: BTreeSet<String>,
+    known: Vec<Known>,
 }
 
 impl There {
     async fn read(cx: &Context, instance: &SinkInstance) -> Result<Self> {
         let catalogue = Catalogue::of(cx, instance, Care::Look).await?;
         let checks = Dates::read(cx, &instance.sink).await;
-        Ok(Self { catalogue, checks })
+        let known = catalog::known(&catalogue.entries, &BTreeMap::new(), &checks);
+        let damaged = known.iter().filter(|known| known.damaged);
+        Ok(Self {
+            damaged: damaged.map(|known| known.id.clone()).collect(),
+            catalogue,
+            known,
+        })
     }
 
     /// Whole archives of all sources in which no check found damage, newest first.
     fn full(&self) -> impl Iterator<Item = (&Entry, &Summary)> {
-        let good = |entry: &Entry| self.checks.damage(entry).is_none();
         let archives = self.catalogue.archives();
-        archives.filter(move |(entry, summary)| summary.is_full() && good(entry))
+        archives.filter(|(_, summary)| summary.is_full() && !self.damaged.contains(&summary.id))
     }
 
     /// Folders of the periods that there are whole archives of.
@@ -283,7 +289,7 @@ fn is_wanted(
     for archive in known.iter_mut().filter(|known| known.id == *id) {
         archive.placed.insert(Some(tier));
     }
-    let verdict = decide(&known, policy, now, &BTreeSet::new());
+    let verdict = decide(&known, policy, now, &Measure::default());
     let mut decisions = verdict.decisions.into_iter();
     let decision = decisions.find(|decision| decision.id == *id);
     let tiers = decision.and_then(|decision| decision.tiers);

@@ -1,7 +1,7 @@
 //! Retention against a naive oracle that was written from the words alone: over seeded histories, and over ten years of hourly archives.
 
 use bk_core::layout::{Layout, Tier};
-use bk_core::retention::{Age, Keep, Known, Limit, Policy, Size, Verdict, decide};
+use bk_core::retention::{Age, Keep, Known, Limit, Measure, Policy, Size, Verdict, decide};
 use bk_tests::{long, seed};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -257,7 +257,7 @@ fn a_thousand_histories_agree_with_the_oracle() {
             layout: LAYOUTS[n as usize % 3],
             zone: &zone,
         };
-        let verdict = decide(&archives, &policy, now, &BTreeSet::new());
+        let verdict = decide(&archives, &policy, now, &Measure::default());
         let expected = oracle(
             &archives,
             &whole(&archives, &zone),
@@ -283,7 +283,7 @@ fn a_thousand_histories_agree_with_the_oracle() {
             .filter(|a| a.complete && !a.damaged)
             .max_by_key(|a| (a.created, a.id.clone()));
         let all: BTreeSet<String> = archives.iter().map(|a| a.id.clone()).collect();
-        let released = decide(&archives, &policy, now, &all);
+        let released = decide(&archives, &policy, now, &all.into());
         assert!(
             newest.is_none_or(|newest| released.deletions().all(|id| id != newest.id)),
             "history {}",
@@ -329,7 +329,7 @@ fn ten_years_of_hourly_archives_agree_with_the_oracle_under_two_hundred_policies
                         layout,
                         zone: &zone,
                     };
-                    let verdict = decide(&archives, &policy, now, &BTreeSet::new());
+                    let verdict = decide(&archives, &policy, now, &Measure::default());
                     let expected = oracle(&archives, &whole, &keep, layout, (&zone, now));
                     let found = kept(&verdict);
                     assert!(
@@ -381,7 +381,12 @@ fn judged(archives: &[Known], last: u32, now: &str, accepted: &BTreeSet<String>)
         layout: Layout::Flat,
         zone: &TimeZone::UTC,
     };
-    let verdict = decide(archives, &policy, now.parse().unwrap(), accepted);
+    let verdict = decide(
+        archives,
+        &policy,
+        now.parse().unwrap(),
+        &accepted.clone().into(),
+    );
     assert!(verdict.holds.is_empty() || verdict.deletions().count() == 0);
     verdict
 }
@@ -550,4 +555,53 @@ fn accepting_an_archive_of_the_future_releases_no_other_hold() {
     let verdict = judged(&archives, 5, now, &accepted);
     assert!(verdict.holds.is_empty(), "{:?}", verdict.holds);
     assert_eq!(verdict.deletions().count(), 4);
+}
+
+#[test]
+fn what_was_accepted_or_usual_is_the_measure_also_when_its_archive_is_gone() {
+    let now = "2026-08-21T00:00:00Z";
+    let keep = Keep::last(5);
+    let policy = Policy {
+        keep: &keep,
+        layout: Layout::Flat,
+        zone: &TimeZone::UTC,
+    };
+    let holds = |archives: &[Known], measure: &Measure| {
+        decide(archives, &policy, now.parse().unwrap(), measure).holds
+    };
+    // `files` was given up on the 10th, which was accepted and is gone; an old one that has it stays as its month's.
+    let mut archives = vec![known(1, 1000, &["db", "files"])];
+    archives.extend((11..=13).map(|day| known(day, 1000, &["db"])));
+    let accepted = Measure {
+        since: Some(known(10, 0, &[]).created),
+        ..Measure::default()
+    };
+    assert!(holds(&archives, &accepted).is_empty());
+    assert!(holds(&archives, &Measure::default())[0].contains("`files`"));
+
+    // It shrank slowly, each step as usual; most of the steps are gone.
+    let mut archives = vec![known(1, 1000, &["db"]), known(5, 450, &["db"])];
+    archives.extend((11..=19).map(|day| known(day, 400, &["db"])));
+    let usual = Measure {
+        usual_until: Some(known(18, 0, &[]).created),
+        ..Measure::default()
+    };
+    assert!(holds(&archives, &usual).is_empty());
+    archives.push(known(20, 100, &["db"]));
+    assert!(holds(&archives, &usual)[0].contains("median 400"));
+
+    // One of some sources only is newer: the whole one is what is accepted, and that is enough.
+    let mut some = known(20, 1, &["db"]);
+    some.id = "some".into();
+    some.complete = false;
+    some.created += SignedDuration::from_hours(1);
+    archives.push(some);
+    let verdict = decide(&archives, &policy, now.parse().unwrap(), &usual);
+    let releases = verdict.releases.unwrap();
+    assert_eq!(releases, known(20, 0, &[]).id);
+    let accepted = Measure {
+        accepted: BTreeSet::from([releases]),
+        ..usual
+    };
+    assert!(holds(&archives, &accepted).is_empty());
 }

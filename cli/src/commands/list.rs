@@ -118,7 +118,12 @@ impl Known {
             return "never verified".into();
         };
         if let Some(failed) = &checked.failed {
-            return format!("FAILED its check {}: {}", self.ago(failed.at), failed.why);
+            let what = if failed.unread {
+                "could not be read"
+            } else {
+                "FAILED its check"
+            };
+            return format!("{what} {}: {}", self.ago(failed.at), failed.why);
         }
         let passed = checked.passed.iter().rev();
         // The deepest, and what is less deep only where it is newer.

@@ -8,9 +8,10 @@ use bk_core::catalog::{Catalogue, Entry, What};
 use bk_core::config::{Config, SinkInstance};
 use bk_core::context::Context;
 use bk_core::error::{Error, ErrorKind, Result, not_found};
+use bk_core::name::hash64;
 use bk_core::report::Cause;
 use bk_core::restore::foreign::{is_foreign, unclaimed_cause};
-use bk_core::verify::dates::{self, Dates, Failed, Rotation, note_check};
+use bk_core::verify::dates::{self, Dates, Failed, Rotation, Trouble, note_check};
 use bk_core::verify::foreign::{VerifiedForeign, verify_foreign};
 use bk_core::verify::{Level, Verified, verify};
 use jiff::Timestamp;
@@ -62,7 +63,7 @@ pub async fn run(
     };
     if entries.is_empty() && rotates && catalogue.entries.iter().any(is_ours) {
         if causes.is_empty() {
-            say("nothing is due: every copy was read lately");
+            say("nothing is due today");
         }
     } else if entries.is_empty() && causes.is_empty() {
         return Err(not_found("there is no archive to verify").hint("bk list --all"));
@@ -121,23 +122,27 @@ async fn due<'a>(
         damaged: Vec::new(),
     };
     for sink in sinks {
+        let ours = |entry: &&Entry| entry.sink == sink.name && is_ours(entry);
         if sink.policy.read_only {
-            say(&format!(
-                "`{}` is only read from here, and has no place for the dates of checks: bk verify --from {} --all reads everything there",
-                sink.name, sink.name
-            ));
+            // Somebody else's, without a place for dates: read when it is named.
+            if args.which.from.is_none() {
+                say(&format!(
+                    "`{}` is only read from here: its copies are checked with --from {}",
+                    sink.name, sink.name
+                ));
+                continue;
+            }
+            let copies = catalogue.entries.iter().filter(ours);
+            let copies = copies.map(|e| (e, hash64(dates::key_of(e).as_bytes()), created(e)));
+            all.copies
+                .extend(rotation.due_today(copies.collect(), cx.clock.now()));
             continue;
         }
         let dates = Dates::read(&cx.for_instance(&sink.name), &sink.sink).await;
-        let copies = catalogue
-            .entries
-            .iter()
-            .filter(|entry| entry.sink == sink.name)
-            .filter(|entry| is_ours(entry))
-            .map(|entry| {
-                let checked = dates.of(entry).and_then(|checked| checked.tried(level));
-                (entry, created(entry), checked)
-            });
+        let copies = catalogue.entries.iter().filter(ours).map(|entry| {
+            let checked = dates.of(entry).and_then(|checked| checked.tried(level));
+            (entry, created(entry), checked)
+        });
         let due = rotation.due(copies.collect(), cx.clock.now());
         let of_sink = catalogue.entries.iter().filter(|e| e.sink == sink.name);
         for entry in of_sink.filter(|entry| !due.iter().any(|d| std::ptr::eq(*d, *entry))) {
@@ -211,7 +216,11 @@ async fn note(
         {
             return Ok(());
         }
-        Err(error) => (level, Err(error.what.clone())),
+        Err(error) if error.kind == ErrorKind::Corrupt => {
+            (level, Err(Trouble::Damage(error.what.clone())))
+        }
+        // Frozen, or not this account's to read: tried, so that others have their turn.
+        Err(error) => (level, Err(Trouble::Unread(error.what.clone()))),
     };
     if sink.policy.read_only {
         return Ok(());

@@ -3,9 +3,9 @@
 //! An archive is measured by those before it that were as usual, or were accepted: one that held is no measure for the next, or a source that
 //! vanished would be missed once and never again. What was accepted is the measure from there on.
 
-use super::{Decision, Known, Size, is_of_the_future};
+use super::{Decision, Known, Measure, Size, is_of_the_future};
 use jiff::Timestamp;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// Archives whose median an instance's size is compared with.
 const MEDIAN_OF: usize = 7;
@@ -15,14 +15,15 @@ pub(super) fn holds(
     sorted: &[&Known],
     decisions: &[Decision],
     now: Timestamp,
-    accepted: &BTreeSet<String>,
+    measure: &Measure,
 ) -> (Vec<String>, Option<String>) {
+    let accepted = |known: &Known| measure.accepted.contains(&known.id);
     let mut holds = Vec::new();
     let mut releases = None;
     let future = sorted
         .first()
         .filter(|newest| is_of_the_future(newest, now));
-    if let Some(newest) = future.filter(|newest| !accepted.contains(&newest.id)) {
+    if let Some(newest) = future.filter(|newest| !accepted(newest)) {
         holds.push(format!(
             "the newest archive is dated {}, in the future",
             newest.created
@@ -38,7 +39,10 @@ pub(super) fn holds(
     let Some(newest) = present.first() else {
         return (holds, releases);
     };
-    if accepted.contains(&newest.id) {
+    // Of some sources only, or partial: what is measured is the newest whole one, and that is accepted with whatever came after it.
+    let whole = present.iter().find(|known| known.complete);
+    let is_old = |whole: &&Known| measure.since.is_some_and(|since| since >= whole.created);
+    if accepted(newest) || whole.is_some_and(|whole| accepted(whole) || is_old(whole)) {
         return (holds, releases);
     }
     let gone = decisions.iter().filter(|d| !d.keep).count();
@@ -48,27 +52,29 @@ pub(super) fn holds(
             decisions.len()
         ));
     }
-    holds.extend(unusual(&present, accepted));
+    holds.extend(unusual(&present, measure));
     if !holds.is_empty() && releases.is_none() {
-        releases = Some(newest.id.clone());
+        releases = Some(whole.unwrap_or(newest).id.clone());
     }
     (holds, releases)
 }
 
 /// What is unusual about the newest whole one.
-fn unusual(present: &[&Known], accepted: &BTreeSet<String>) -> Vec<String> {
+fn unusual(present: &[&Known], measure: &Measure) -> Vec<String> {
     let whole: Vec<&Known> = present.iter().copied().filter(|k| k.complete).collect();
     let Some((newest, before)) = whole.split_first() else {
         return Vec::new();
     };
-    if accepted.contains(&newest.id) {
-        return Vec::new();
-    }
     let mut usual: VecDeque<&Known> = VecDeque::with_capacity(MEDIAN_OF + 1);
     for known in before.iter().rev() {
-        if accepted.contains(&known.id) {
+        let is_trusted = measure
+            .usual_until
+            .is_some_and(|until| known.created <= until);
+        if measure.accepted.contains(&known.id) {
             usual.clear();
-        } else if !is_usual(known, &usual) {
+        } else if measure.since.is_some_and(|since| known.created < since)
+            || !is_trusted && !is_usual(known, &usual)
+        {
             continue;
         }
         usual.push_back(known);
@@ -81,13 +87,13 @@ fn unusual(present: &[&Known], accepted: &BTreeSet<String>) -> Vec<String> {
         vanished(newest, previous, &mut found);
     }
     for size in &newest.instances {
-        for (what, measure) in MEASURES {
-            if has_shrunk(size, &usual, measure) {
-                let earlier = || earlier(&usual, &size.name).map(measure);
+        for (what, number) in NUMBERS {
+            if has_shrunk(size, &usual, number) {
+                let earlier = || earlier(&usual, &size.name).map(number);
                 found.push(format!(
                     "`{}` has {} {what}, less than half of the median {} of its last {}",
                     size.name,
-                    measure(size),
+                    number(size),
                     median(earlier()).unwrap_or(0),
                     earlier().count()
                 ));
@@ -107,17 +113,17 @@ fn is_usual(known: &Known, usual: &VecDeque<&Known>) -> bool {
         now.is_some_and(|now| now.identity == size.identity)
     });
     let shrank = |size| {
-        let mut measures = MEASURES.into_iter();
-        measures.any(|(_, measure)| has_shrunk(size, usual, measure))
+        let mut numbers = NUMBERS.into_iter();
+        numbers.any(|(_, number)| has_shrunk(size, usual, number))
     };
     stayed && !known.instances.iter().any(shrank)
 }
 
 /// A number of an instance.
-type Measure = fn(&Size) -> u64;
+type Number = fn(&Size) -> u64;
 
 /// What of an instance is compared.
-const MEASURES: [(&str, Measure); 2] = [("rows", |size| size.rows), ("bytes", |size| size.bytes)];
+const NUMBERS: [(&str, Number); 2] = [("rows", |size| size.rows), ("bytes", |size| size.bytes)];
 
 fn earlier<'k>(usual: &VecDeque<&'k Known>, name: &str) -> impl Iterator<Item = &'k Size> {
     usual
@@ -126,10 +132,10 @@ fn earlier<'k>(usual: &VecDeque<&'k Known>, name: &str) -> impl Iterator<Item = 
 }
 
 /// Whether it has less than half of the median: whether no more than half of them have at most twice as much.
-fn has_shrunk(size: &Size, usual: &VecDeque<&Known>, measure: Measure) -> bool {
-    let twice = measure(size).saturating_mul(2);
+fn has_shrunk(size: &Size, usual: &VecDeque<&Known>, number: Number) -> bool {
+    let twice = number(size).saturating_mul(2);
     let (mut all, mut at_most_twice) = (0_usize, 0_usize);
-    for then in earlier(usual, &size.name).map(measure) {
+    for then in earlier(usual, &size.name).map(number) {
         all += 1;
         at_most_twice += usize::from(then <= twice);
     }

@@ -1,6 +1,6 @@
 //! What the run after this one will let go: the same decision, with one archive more.
 
-use super::{Decision, Known, Policy, Verdict, decide, newest_first};
+use super::{Decision, Known, Measure, Policy, Verdict, decide, newest_first};
 use crate::layout::{Layout, Tier};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
@@ -33,7 +33,7 @@ pub fn tomorrow(
         placed: places(&left, policy, created),
         instances: newest.instances.clone(),
     };
-    let accepted = BTreeSet::from([next.id.clone()]);
+    let accepted = Measure::from(BTreeSet::from([next.id.clone()]));
     left.push(next);
     let verdict = decide(&left, policy, created, &accepted);
     verdict.deletions().map(str::to_owned).collect()

@@ -28,7 +28,7 @@ pub struct Checked {
     pub failed: Option<Failed>,
 }
 
-/// A check that found damage.
+/// A check that did not pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// How far it was read.
@@ -37,10 +37,22 @@ pub struct Failed {
     pub at: Timestamp,
     /// What was found.
     pub why: String,
+    /// Nothing was learned of the archive: it is frozen, or the account may not read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unread: bool,
 }
 
-/// How a check of this level ended: what it found, if it found damage.
-pub type Outcome = (Level, std::result::Result<(), String>);
+/// How a check of this level ended.
+pub type Outcome = (Level, std::result::Result<(), Trouble>);
+
+/// Why a check did not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It found damage.
+    Damage(String),
+    /// It could not read the archive.
+    Unread(String),
+}
 
 impl Checked {
     /// When it was last read at least so far.
@@ -61,9 +73,19 @@ impl Checked {
                 self.passed.insert(level, at);
                 self.failed = self.failed.take().filter(|failed| failed.level > level);
             }
-            Err(why) => {
-                let why = why.clone();
-                self.failed = Some(Failed { level, at, why });
+            // Damage that was found is not forgotten for that.
+            Err(Trouble::Unread(_)) if self.failed.as_ref().is_some_and(|f| !f.unread) => {}
+            Err(trouble) => {
+                let (why, unread) = match trouble {
+                    Trouble::Damage(why) => (why.clone(), false),
+                    Trouble::Unread(why) => (why.clone(), true),
+                };
+                self.failed = Some(Failed {
+                    level,
+                    at,
+                    why,
+                    unread,
+                });
             }
         }
     }
@@ -129,7 +151,10 @@ impl Dates {
 
     /// The damage that the last check of this copy found.
     pub fn damage(&self, entry: &Entry) -> Option<&Failed> {
-        self.of(entry)?.failed.as_ref()
+        self.of(entry)?
+            .failed
+            .as_ref()
+            .filter(|failed| !failed.unread)
     }
 }
 
@@ -181,6 +206,22 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// The same where no dates are kept: each copy has its day, by a hash, and those that are old are read each time.
+    pub fn due_today<T>(&self, copies: Vec<(T, u64, Timestamp)>, now: Timestamp) -> Vec<T> {
+        let days = self.sample.map(|percent| (100.0 / percent).ceil() as u64);
+        let today = now.as_second().div_euclid(24 * 60 * 60).unsigned_abs();
+        let has_its_day = |hash: u64| days.is_some_and(|days| hash % days == today % days);
+        let is_old = |made| {
+            self.max_age
+                .is_some_and(|most| now.duration_since(made) >= most)
+        };
+        copies
+            .into_iter()
+            .filter(|(_, hash, made)| has_its_day(*hash) || is_old(*made))
+            .map(|(copy, _, _)| copy)
+            .collect()
+    }
+
     /// Those that are due, of copies with their making and their last check; the longest unread first.
     pub fn due<T>(
         &self,

@@ -340,7 +340,7 @@ pub async fn release(source: &K8s, cx: &Context, how: &ReleaseOptions) -> Result
                 Err(error) => {
                     let kind = kind.full_name();
                     let what = format!("what is stopped of {kind} in `{namespace}` is not known");
-                    released.held.push(said_of(&what, error)?);
+                    released.held.push(said_of(&api, &what, error).await?);
                     continue;
                 }
             };
@@ -349,7 +349,7 @@ pub async fn release(source: &K8s, cx: &Context, how: &ReleaseOptions) -> Result
                 let gone = let_go(cx, &api, (kind, namespace), object, catch_up, &mut released);
                 if let Err(error) = gone.await {
                     let what = format!("`{full}` is not let go as a whole");
-                    released.held.push(said_of(&what, error)?);
+                    released.held.push(said_of(&api, &what, error).await?);
                 }
             }
         }
@@ -372,9 +372,11 @@ async fn held(api: &Api, kind: &Kind, namespace: &str) -> Result<Vec<Value>> {
 }
 
 /// What one object or kind refuses is said, and the others are let go; what ends the run is an error.
-fn said_of(what: &str, error: Error) -> Result<String> {
+async fn said_of(api: &Api, what: &str, error: Error) -> Result<String> {
     match error.kind {
         ErrorKind::Cancelled | ErrorKind::Auth => Err(error),
+        // Nothing more is let go by a server that has gone.
+        ErrorKind::Unreachable if api.get("/version").await.is_err() => Err(error),
         _ => Ok(format!("{what}: {error}")),
     }
 }

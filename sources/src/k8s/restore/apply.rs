@@ -116,7 +116,9 @@ pub(super) async fn apply(restoring: &Restoring<'_>, item: &Item) -> Result<Appl
         item.beside.kind.clone(),
         item.beside.name.clone(),
     );
-    if (item.beside.own || restoring.own.contains(&own)) && !is_named(restoring, item) {
+    // A claim that bk mounts may be the site's own: it comes back like any other.
+    let runs_by_it = item.beside.kind != "PersistentVolumeClaim" && restoring.own.contains(&own);
+    if (item.beside.own || runs_by_it) && !is_named(restoring, item) {
         let why = "bk made it, or runs by it; name it with --only to restore it";
         return Ok(Applied::of(Outcome::Skipped(why.into())));
     }

@@ -560,7 +560,7 @@ fn accepting_an_archive_of_the_future_releases_no_other_hold() {
 #[test]
 fn what_was_accepted_or_usual_is_the_measure_also_when_its_archive_is_gone() {
     let now = "2026-08-21T00:00:00Z";
-    let keep = Keep::last(5);
+    let keep = Keep::last(9);
     let policy = Policy {
         keep: &keep,
         layout: Layout::Flat,

@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 /// Archives whose median an instance's size is compared with.
 const MEDIAN_OF: usize = 7;
 
+/// Archives that are measured one after the other where no run has noted what is usual yet.
+const WALKED: usize = 1000;
+
 /// All that hold, of archives newest first; and the archive that releases the first of them when it is accepted.
 pub(super) fn holds(
     sorted: &[&Known],
@@ -66,7 +69,9 @@ fn unusual(present: &[&Known], measure: &Measure) -> Vec<String> {
         return Vec::new();
     };
     let mut usual: VecDeque<&Known> = VecDeque::with_capacity(MEDIAN_OF + 1);
-    for known in before.iter().rev() {
+    // As soon as a run has noted what is usual, only what came after it is measured.
+    let walked = measure.usual_until.map_or(WALKED, |_| before.len());
+    for known in before.iter().take(walked).rev() {
         let is_trusted = measure
             .usual_until
             .is_some_and(|until| known.created <= until);
